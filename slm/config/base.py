@@ -1,0 +1,53 @@
+"""`Config`: the base of every schema in slm. Frozen, unknown keys forbidden, defaults validated."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import pydantic
+
+from slm.config.errors import ConfigError, suggest
+
+
+class Config(pydantic.BaseModel):
+    """A frozen, typed piece of configuration.
+
+    ``exclusive`` names groups of fields of which at most one may be set (the others stay ``None``): an
+    override that sets one of them clears its siblings, so that ``train.budget.steps=5`` replaces a
+    recipe's ``tokens_per_param`` instead of contradicting it.
+    """
+
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), arbitrary_types_allowed=False
+    )
+    exclusive: ClassVar[tuple[tuple[str, ...], ...]] = ()
+
+    def with_(self, **changes: Any) -> Self:
+        """Return a copy with ``changes`` applied and everything validated again."""
+        given = {name: getattr(self, name) for name in type(self).model_fields} | changes
+        return type(self)(**given)
+
+
+def explain(error: pydantic.ValidationError, schema: type[pydantic.BaseModel], where: str = "") -> ConfigError:
+    """Turn pydantic's first complaint into one readable paragraph with the nearest valid name."""
+    first = error.errors()[0]
+    path = ".".join([where, *map(str, first["loc"])] if where else map(str, first["loc"]))
+    owner = _owner(schema, first["loc"])
+    if first["type"] == "extra_forbidden":
+        return ConfigError(f"Unknown key {path!r}. {suggest(str(first['loc'][-1]), owner.model_fields)}")
+    if first["type"] == "missing":
+        return ConfigError(f"{path!r} is required and has no default.")
+    message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    got = "" if first["type"] == "value_error" else f" (got {first['input']!r})"
+    return ConfigError(f"{path or schema.__name__}: {message}{got}.".replace("..", "."))
+
+
+def _owner(schema: type[pydantic.BaseModel], loc: tuple[int | str, ...]) -> type[pydantic.BaseModel]:
+    """The class that holds the last key of ``loc``, following nested models as far as they go."""
+    owner = schema
+    for key in loc[:-1]:
+        field = owner.model_fields.get(str(key))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, pydantic.BaseModel)):
+            break
+        owner = field.annotation
+    return owner

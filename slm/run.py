@@ -1,0 +1,86 @@
+"""`Run`: one experiment, whole. Joins the schema that each room keeps beside its own code.
+
+Identity and implementation are apart. ``model``, ``tokenizer``, ``data`` and ``train`` define the
+experiment, and `Run.identity` is their hash. ``impl``, ``log`` and ``finish`` say how it is executed,
+watched and wound up; none of them may change the result beyond rounding.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+
+from slm.config.base import Config
+from slm.config.errors import ConfigError
+from slm.config.identity import fingerprint
+from slm.data.config import Data
+from slm.data.tokenizer import TokenizerPart, tokenizer
+from slm.model.config import Model
+from slm.train.config import Impl, Log, Train
+
+IDENTITY = ("model", "tokenizer", "data", "train")
+"""The sections that define an experiment."""
+
+
+class Finish(Config):
+    """What is made of a run once it is trained."""
+
+    baselines: bool = True
+    """Measure ``gzip -9`` and ``xz -9`` on the same held-out bytes."""
+    samples: int = pydantic.Field(3, ge=0)
+    """Continuations of held-out documents to sample."""
+    export: tuple[Literal["hf"], ...] = ("hf",)
+    """Export targets, each verified after writing."""
+    report: bool = True
+    """Write ``report.html``."""
+
+
+class Run(Config):
+    """An experiment and how to execute it."""
+
+    name: str = "run"
+    plugins: tuple[str, ...] = ()
+    model: Model
+    tokenizer: Annotated[TokenizerPart, tokenizer.field()]
+    data: Data
+    train: Train
+    impl: Impl = Impl()
+    log: Log = Log()
+    finish: Finish = Finish()
+    notes: tuple[str, ...] = ()
+    """What composition changed on the way: part swaps, cleared siblings."""
+
+    @pydantic.model_validator(mode="after")
+    def _join_sections(self) -> Self:
+        vocab, context = self.tokenizer.vocab_size, self.data.seq_len
+        model = self.model
+        if model.vocab is not None and model.vocab < vocab:
+            raise ConfigError(
+                f"model.vocab is {model.vocab}, but the tokenizer has {vocab} tokens: ids above {model.vocab - 1} would "
+                f"have no embedding. Leave model.vocab out, or set it to {vocab} or more."
+            )
+        if model.context is not None and model.context < context:
+            raise ConfigError(
+                f"model.context is {model.context}, but data.seq_len is {context}: rows would be longer than the model's "
+                f"context. Lower data.seq_len or raise model.context."
+            )
+        if model.vocab is None or model.context is None:
+            joined = model.with_(vocab=model.vocab or vocab, context=model.context or context)
+            self.__dict__["model"] = joined  # the model is frozen for users; joining sections is part of making it
+        if self.train.batch_tokens % context:
+            raise ConfigError(
+                f"train.batch_tokens={self.train.batch_tokens} is no multiple of data.seq_len={context}: a global batch "
+                f"is a whole number of rows. Nearest: {max(1, round(self.train.batch_tokens / context)) * context}."
+            )
+        return self
+
+    @cached_property
+    def identity(self) -> str:
+        """16 hex digits that name the experiment: equal for runs that must give equal results."""
+        return fingerprint(self.experiment())
+
+    def experiment(self) -> dict[str, Any]:
+        """The identity-defining sections as plain data."""
+        return {section: dump for section, dump in self.model_dump(mode="json").items() if section in IDENTITY}
