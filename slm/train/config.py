@@ -1,0 +1,98 @@
+"""The sections of an experiment that the trainer owns: `Train` (identity), `Impl` and `Log` (not)."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+import pydantic
+
+from slm.config.base import Config
+from slm.config.durations import Duration
+from slm.config.errors import ConfigError
+from slm.train.optim import AdamW, OptimPart, optim
+from slm.train.schedule import SchedulePart, WarmupStableDecay, schedule
+
+
+class Budget(Config):
+    """How long to train: exactly one of the three."""
+
+    exclusive: ClassVar = (("tokens_per_param", "tokens", "steps"),)
+
+    tokens_per_param: float | None = pydantic.Field(None, gt=0)
+    """Training tokens per stored parameter (`params.unique`). Chinchilla is about 20."""
+    tokens: float | None = pydantic.Field(None, gt=0)
+    steps: int | None = pydantic.Field(None, gt=0)
+
+    @pydantic.model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [name for name in self.exclusive[0] if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ConfigError(
+                f"train.budget needs exactly one of {', '.join(self.exclusive[0])}; got {', '.join(given) or 'none'}."
+            )
+        return self
+
+    def total_steps(self, params: int, batch_tokens: int) -> int:
+        """Optimiser steps, rounded to the nearest and at least 1."""
+        if self.steps is not None:
+            return self.steps
+        tokens = self.tokens if self.tokens is not None else (self.tokens_per_param or 0) * params
+        return max(1, round(tokens / batch_tokens))
+
+
+class Train(Config):
+    """What is optimised, with what, for how long. Part of the identity."""
+
+    seed: int = 0
+    """Seed of the initial weights. The order of the data has its own: ``data.seed``."""
+    budget: Budget = Budget(tokens_per_param=20)
+    batch_tokens: int = pydantic.Field(524_288, gt=0)
+    """Tokens per optimiser step, over all processes: a multiple of ``data.seq_len``."""
+    optim: Annotated[OptimPart, optim.field()] = AdamW()
+    schedule: Annotated[SchedulePart, schedule.field()] = WarmupStableDecay()
+    clip: float = pydantic.Field(1.0, gt=0)
+    """Largest global gradient norm."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of the matrix products; weights, optimiser state and statistics stay fp32."""
+
+
+class Impl(Config):
+    """How it is executed. None of this may change the result beyond rounding."""
+
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    threads: int | None = pydantic.Field(None, gt=0)
+    """CPU threads per process; None leaves torch's choice."""
+    micro_batch: int | None = pydantic.Field(None, gt=0)
+    """Rows per forward pass and process; None takes the whole share of the global batch."""
+    compile: bool = False
+    attention: Literal["auto", "sdpa", "matmul"] = "auto"
+    data_dir: str = "data"
+    """Where token stores are kept."""
+    workers: int | None = pydantic.Field(None, gt=0)
+    """Threads that tokenise; None takes all cores."""
+
+
+class Wandb(Config):
+    """The optional Weights & Biases mirror. It may fail without hurting the run."""
+
+    mode: Literal["off", "offline", "online"] = "off"
+    project: str = "slm"
+    entity: str | None = None
+
+
+class Log(Config):
+    """What is written down, and when."""
+
+    dir: str | None = None
+    """The run directory; None is ``runs/<name>``."""
+    every: int = pydantic.Field(10, gt=0)
+    """Steps between records in metrics.jsonl."""
+    eval_every: Duration | None = Duration.parse("10%")
+    """Between evaluations on held-out rows; None: none."""
+    eval_rows: int = pydantic.Field(64, gt=0)
+    """Held-out rows of an evaluation in the loop. The final one takes every held-out document."""
+    checkpoint_every: Duration | None = Duration.parse("10%")
+    """Between checkpoints (a last one is always written); None: only the last."""
+    keep: int = pydantic.Field(2, gt=0)
+    """Newest checkpoints to keep."""
+    wandb: Wandb = Wandb()
