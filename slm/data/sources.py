@@ -19,6 +19,15 @@ from slm.config.errors import ConfigError, RunError, suggest
 from slm.config.registry import Part, Registry
 
 
+SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
+"""Local files that slm reads."""
+
+_LEFT_OUT = frozenset(
+    "test tests idle_test idlelib encodings lib2to3 pydoc_data site-packages dist-packages __pycache__".split()
+)
+_GENERATED = ("_sysconfigdata", "_sysconfig_vars")
+
+
 @dataclass(frozen=True)
 class Document:
     """A text and the id that decides, by its hash, whether it is held out."""
@@ -49,16 +58,11 @@ class Stdlib(SourcePart):
     Left out: tests, idlelib, encodings, lib2to3 and generated tables, which differ most between builds.
     """
 
-    LEFT_OUT = frozenset(
-        "test tests idle_test idlelib encodings lib2to3 pydoc_data site-packages dist-packages __pycache__".split()
-    )
-    GENERATED = ("_sysconfigdata", "_sysconfig_vars")
-
     def documents(self) -> Iterator[Document]:
         root = Path(sysconfig.get_paths()["stdlib"])
         for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
             name = path.relative_to(root)
-            if self.LEFT_OUT & set(name.parts) or name.name.startswith(self.GENERATED):
+            if _LEFT_OUT & set(name.parts) or name.name.startswith(_GENERATED):
                 continue
             try:
                 yield Document(name.as_posix(), path.read_bytes().decode("utf-8"))
@@ -80,8 +84,6 @@ class Local(SourcePart):
     on_error: Literal["fail", "skip"] = "fail"
     """What to do with a broken line."""
 
-    SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
-
     def files(self) -> list[Path]:
         """The files that the paths name, sorted. Raises `ConfigError` for a path that names none."""
         found: set[Path] = set()
@@ -90,7 +92,7 @@ class Local(SourcePart):
             if path.is_file():
                 matches = [path]
             elif path.is_dir():
-                matches = [p for p in path.rglob("*") if p.name.endswith(self.SUFFIXES)]
+                matches = [p for p in path.rglob("*") if p.name.endswith(SUFFIXES)]
             else:
                 matches = [p for p in Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))) if p.is_file()]
             if not matches:
@@ -101,8 +103,8 @@ class Local(SourcePart):
 
     def documents(self) -> Iterator[Document]:
         for path in self.files():
-            if not path.name.endswith(self.SUFFIXES):
-                raise ConfigError(f"{path}: unknown kind of file. slm reads {', '.join(self.SUFFIXES)}.")
+            if not path.name.endswith(SUFFIXES):
+                raise ConfigError(f"{path}: unknown kind of file. slm reads {', '.join(SUFFIXES)}.")
             if path.suffix in (".txt", ".md"):
                 yield Document(path.name, _decode(path.read_bytes(), str(path)))
             else:
@@ -136,7 +138,8 @@ class Synthetic(SourcePart):
     """A seeded Markov chain over words with a known entropy rate: the loss a perfect model would reach."""
 
     seed: int = 0
-    documents_: int = pydantic.Field(512, gt=0, alias="documents")
+    count: int = pydantic.Field(512, gt=0)
+    """Number of documents."""
     words: int = pydantic.Field(64, gt=1)
     """Size of the vocabulary of the chain."""
     length: int = pydantic.Field(200, gt=0)
@@ -144,13 +147,11 @@ class Synthetic(SourcePart):
     branching: int = pydantic.Field(4, gt=1)
     """Successors of a word, all equally likely: the entropy rate is log2(branching) bits per word."""
 
-    model_config = pydantic.ConfigDict(populate_by_name=True, serialize_by_alias=True)
-
     def documents(self) -> Iterator[Document]:
         rng = np.random.Generator(np.random.PCG64(self.seed))
         successors = np.stack([rng.permutation(self.words)[: self.branching] for _ in range(self.words)])
         names = [_word(i) for i in range(self.words)]
-        for index in range(self.documents_):
+        for index in range(self.count):
             word, text = int(rng.integers(self.words)), []
             for choice in rng.integers(self.branching, size=self.length):
                 text.append(names[word])
