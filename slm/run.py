@@ -8,7 +8,7 @@ watched and wound up; none of them may change the result beyond rounding.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import pydantic
 
@@ -16,7 +16,7 @@ from slm.config.base import Config
 from slm.config.errors import ConfigError
 from slm.config.identity import fingerprint
 from slm.data.config import Data
-from slm.data.tokenizer import TokenizerPart, tokenizer
+from slm.data.tokenizer import TokenizerSlot
 from slm.model.config import Model
 from slm.train.config import Impl, Log, Train
 
@@ -43,7 +43,7 @@ class Run(Config):
     name: str = "run"
     plugins: tuple[str, ...] = ()
     model: Model
-    tokenizer: Annotated[TokenizerPart, tokenizer.field()]
+    tokenizer: TokenizerSlot
     data: Data
     train: Train
     impl: Impl = Impl()

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import pydantic
 
 from slm.config.base import Config
-from slm.data.sources import SourcePart, Stdlib, source
+from slm.data.sources import SourceSlot, Stdlib
 
 
 class Data(Config):
     """What the model reads. Part of the identity."""
 
-    source: Annotated[SourcePart, source.field()] = Stdlib()
+    source: SourceSlot = Stdlib()
     seq_len: int = pydantic.Field(512, ge=8)
     """Tokens per row."""
     packing: Literal["best_fit", "concat"] = "best_fit"

@@ -10,7 +10,7 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 import pydantic
@@ -49,6 +49,7 @@ class SourcePart(Part):
 
 
 source = Registry("source", SourcePart)
+SourceSlot = Annotated[SourcePart, source.field()]
 
 
 @source.register("stdlib")

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import pydantic
@@ -115,6 +115,7 @@ class TokenizerPart(Part):
 
 
 tokenizer = Registry("tokenizer", TokenizerPart)
+TokenizerSlot = Annotated[TokenizerPart, tokenizer.field()]
 
 
 @tokenizer.register("bpe", paper="Sennrich et al. 2016, arXiv 1508.07909; byte-level: Radford et al. 2019 (GPT-2)")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import pydantic
 
 from slm.config.base import Config
 from slm.config.durations import Duration
 from slm.config.errors import ConfigError
-from slm.train.optim import AdamW, OptimPart, optim
-from slm.train.schedule import SchedulePart, WarmupStableDecay, schedule
+from slm.train.optim import AdamW, OptimSlot
+from slm.train.schedule import ScheduleSlot, WarmupStableDecay
 
 
 class Budget(Config):
@@ -48,8 +48,8 @@ class Train(Config):
     budget: Budget = Budget(tokens_per_param=20)
     batch_tokens: int = pydantic.Field(524_288, gt=0)
     """Tokens per optimiser step, over all processes: a multiple of ``data.seq_len``."""
-    optim: Annotated[OptimPart, optim.field()] = AdamW()
-    schedule: Annotated[SchedulePart, schedule.field()] = WarmupStableDecay()
+    optim: OptimSlot = AdamW()
+    schedule: ScheduleSlot = WarmupStableDecay()
     clip: float = pydantic.Field(1.0, gt=0)
     """Largest global gradient norm."""
     precision: Literal["fp32", "bf16"] = "bf16"
