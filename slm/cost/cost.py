@@ -37,3 +37,39 @@ class Cost:
     def forward_flops(self, keys: float) -> float:
         """Forward FLOPs per token when a token attends to ``keys`` positions on average."""
         return self.flops + self.flops_per_key * keys
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Costs of a whole model, by kind of part, at a context of ``context`` tokens."""
+
+    parts: dict[str, Cost]
+    context: int
+
+    @property
+    def total(self) -> Cost:
+        """All parts together."""
+        return sum(self.parts.values(), Cost())
+
+    @property
+    def params(self) -> dict[str, int]:
+        """``unique`` are stored; ``total`` counts a shared block at each use and a tied embedding once."""
+        unique, embedding, head = self.total.params, self.parts["embedding"].params, self.parts["head"].params
+        return {
+            "total": unique,
+            "unique": unique,
+            "embedding": embedding,
+            "head": head,
+            "non_embedding": unique - embedding - head,
+        }
+
+    @property
+    def flops_per_token(self) -> dict[str, float]:
+        """FLOPs per training token: ``forward`` and ``train`` (3 x) attend causally, on average to half of the context;
+        ``train_palm`` counts the full square, as PaLM (arXiv 2204.02311, appendix B) and most trainers do."""
+        forward = self.total.forward_flops((self.context + 1) / 2)
+        return {"forward": forward, "train": 3 * forward, "train_palm": 3 * self.total.forward_flops(self.context)}
+
+    def kv_cache_bytes(self, context: int | None = None, bytes_per_value: int = 2) -> int:
+        """Bytes of keys and values of ``context`` cached tokens of one sequence."""
+        return self.total.kv_values * (context or self.context) * bytes_per_value

@@ -1,0 +1,114 @@
+"""Linear layer and cross entropy in one, without keeping the logits.
+
+For small models with large vocabularies the logits are the biggest tensor of the step: N x V in fp32, and
+as much again for their gradient. But the loss is a sum over rows, so it can be taken a block of rows at a
+time. With l = x W^T, lse = log sum exp l and y the target,
+
+    nll = lse - l_y                      d nll / d l = softmax(l) - onehot(y)
+    z   = lse^2   (z-loss)               d z   / d l = 2 lse softmax(l)
+
+and dX = dL W, dW = dL^T X need only the block at hand. Whenever a gradient is wanted, the forward pass
+computes dX and dW right away and keeps those: N x D and V x D instead of N x V. The block is chosen so that
+it stays in cache, which on a CPU also makes it faster than the plain computation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK_BYTES = 8 << 20
+"""fp32 logits held at a time."""
+
+
+def linear_cross_entropy(
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    *,
+    ignore_index: int = -100,
+    z_loss: float = 0.0,
+    block_bytes: int = BLOCK_BYTES,
+) -> tuple[Tensor, Tensor]:
+    """Sum over rows of cross entropy plus ``z_loss`` x lse^2, and the cross entropy alone.
+
+    Args:
+        x_ND: hidden states. Under autocast they are multiplied in autocast's dtype; sums are fp32.
+        weight_VD: output embedding.
+        targets_N: int64 ids; rows equal to ``ignore_index`` count nothing.
+        z_loss: weight of the squared log-partition (PaLM, arXiv 2204.02311, section 5).
+        block_bytes: memory for the fp32 logits of one block of rows.
+
+    Returns:
+        ``(loss, nll)``, fp32 scalars; ``nll`` carries no gradient.
+    """
+    device = x_ND.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
+    rows = max(16, block_bytes // (4 * weight_VD.shape[0]))
+    return _LinearCrossEntropy.apply(x_ND, weight_VD, targets_N, ignore_index, z_loss, rows, dtype)  # type: ignore[no-any-return]
+
+
+def reference(
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, ignore_index: int = -100, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The same from torch's own operations: the oracle of the tests."""
+    logits_NV = torch.nn.functional.linear(x_ND, weight_VD).float()
+    nll = torch.nn.functional.cross_entropy(logits_NV, targets_N, ignore_index=ignore_index, reduction="sum")
+    lse_N = logits_NV.logsumexp(-1)[targets_N != ignore_index]
+    return nll + z_loss * lse_N.square().sum(), nll.detach()
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        ignore_index: int,
+        z_loss: float,
+        rows: int,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x_ND.device.type, enabled=False):
+            wants = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+            w_VD = weight_VD.to(dtype)
+            nll, z = x_ND.new_zeros((), dtype=torch.float32), x_ND.new_zeros((), dtype=torch.float32)
+            dx_ND = torch.empty_like(x_ND) if wants else None
+            dw_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wants else None
+            for start in range(0, x_ND.shape[0], rows):
+                block = slice(start, start + rows)
+                x_BD, y_B = x_ND[block].to(dtype), targets_N[block, None]
+                valid_B = y_B != ignore_index
+                y_B = y_B.where(valid_B, 0)
+                logits_BV = (x_BD @ w_VD.mT).float()
+                lse_B = logits_BV.logsumexp(-1, keepdim=True)
+                nll += ((lse_B - logits_BV.gather(1, y_B)) * valid_B).sum()
+                z += (lse_B.square() * valid_B).sum()
+                if dx_ND is None or dw_VD is None:
+                    continue
+                grad_BV = logits_BV.sub_(lse_B).exp_()  # softmax, in the logits' memory
+                if z_loss:
+                    grad_BV.mul_(1 + 2 * z_loss * lse_B)
+                grad_BV.scatter_add_(1, y_B, grad_BV.new_full((1, 1), -1.0).expand_as(y_B))
+                g_BV = (grad_BV if bool_all(valid_B) else grad_BV.mul_(valid_B)).to(dtype)
+                dx_ND[block] = g_BV @ w_VD
+                dw_VD += g_BV.mT @ x_BD
+            if dx_ND is not None and dw_VD is not None:
+                ctx.save_for_backward(dx_ND, dw_VD.to(weight_VD.dtype))
+            loss = nll + z_loss * z
+            ctx.mark_non_differentiable(nll)
+            return loss, nll
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dx_ND, dw_VD = ctx.saved_tensors
+        upstream = grads[0]
+        return dx_ND * upstream.to(dx_ND.dtype), dw_VD * upstream.to(dw_VD.dtype), None, None, None, None, None
+
+
+def bool_all(mask: Tensor) -> bool:
+    """Whether all are true where asking is free (CPU); False on an accelerator, where it would make the host wait."""
+    return mask.device.type == "cpu" and bool(mask.all())

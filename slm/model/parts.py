@@ -1,0 +1,57 @@
+"""What all parts of a model share: the base class, and what a part is told when it is built.
+
+A part is a config that can `resolve` its open fields from the model's width, `build` its module, and answer
+for its `cost`. One part object serves many layers: it holds numbers, never weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from torch import nn
+
+from slm.config.errors import ConfigError
+from slm.config.registry import Part
+from slm.cost.cost import Cost
+
+if TYPE_CHECKING:
+    from slm.model.attention.base import AttentionPart
+    from slm.model.config import Model
+    from slm.model.ffn import FeedForwardPart
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """Where a part is built: the model around it, and the layer's own attention and feed-forward."""
+
+    model: "Model"
+    layer: int
+    attention: "AttentionPart"
+    ffn: "FeedForwardPart"
+
+    @property
+    def dim(self) -> int:
+        """Width of the residual stream."""
+        return self.model.dim
+
+    def norm(self, width: int | None = None) -> nn.Module:
+        """A new normalisation of the model's kind, over ``width`` (the residual stream by default)."""
+        return self.model.norm.build(width or self.dim)
+
+
+class ModelPart(Part):
+    """A part of a model."""
+
+    def resolve(self, dim: int, layers: int) -> Self:
+        """Fill fields that are None from the model's width and depth. Raises `ConfigError` on an impossible shape."""
+        return self
+
+    def cost(self, ctx: BuildContext) -> Cost:
+        """Parameters, forward FLOPs per token and cached values of one layer's worth of this part."""
+        raise NotImplementedError
+
+
+def refuse(part: Part, why: str) -> ConfigError:
+    """An error about a part's shape."""
+    return ConfigError(f"model.{part.slot} ({part.part_name}): {why}")
