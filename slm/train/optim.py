@@ -58,7 +58,6 @@ class AdamW(OptimPart):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
-    fused: bool = True
 
     def build(self, parameters: list[NamedParameter]) -> list["torch.optim.Optimizer"]:
         return [_adamw(self, parameters)]
@@ -105,7 +104,7 @@ def _adamw(config: AdamW, parameters: list[NamedParameter]) -> "torch.optim.Opti
         if members:
             decay = config.weight_decay if decayed else 0.0
             groups.append({"params": members, "weight_decay": decay, "lr": config.lr, "peak_lr": config.lr})
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=config.fused)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def set_rate(optimizers: Iterable["torch.optim.Optimizer"], factor: float) -> None:

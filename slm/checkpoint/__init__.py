@@ -1,0 +1,9 @@
+"""Checkpoints: written whole or not at all, checked when read.
+
+safetensors and JSON, no pickles: a checkpoint from a stranger can't run code.
+"""
+
+from slm.checkpoint.files import Checkpoint, latest, load, resolve, save, verify
+from slm.checkpoint.restore import Restored, restore
+
+__all__ = ["Checkpoint", "Restored", "latest", "load", "resolve", "restore", "save", "verify"]

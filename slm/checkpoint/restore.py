@@ -1,0 +1,61 @@
+"""From a checkpoint to a model that can be used: for eval, generate and export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from slm.checkpoint.files import load, resolve
+from slm.config.base import explain
+from slm.config.errors import ConfigError, RunError
+from slm.model.config import Model
+from slm.model.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A model out of a checkpoint. ``config``: the resolved experiment as plain data; ``tokenizer``: tokenizer.json."""
+
+    model: Decoder
+    config: dict[str, Any]
+    tokenizer: bytes
+    state: dict[str, Any]
+    path: Path
+
+
+def restore(path: Path | str, *, device: torch.device | str = "cpu") -> Restored:
+    """Read a run directory's newest checkpoint, or the step directory itself, into an evaluation-mode model.
+
+    Raises:
+        RunError: no checkpoint there, or a damaged one.
+        ConfigError: the model uses a part that this installation doesn't know (a plugin, perhaps).
+    """
+    import pydantic
+
+    checkpoint = load(resolve(path))
+    config = yaml.safe_load(checkpoint.config)
+    try:
+        model = Decoder(Model(**config["model"]))
+    except pydantic.ValidationError as error:
+        raise explain(error, Model, "model") from None
+    except ConfigError as error:
+        plugins = config.get("plugins")
+        hint = f" The run used plugins {plugins}: pass --plugins to load them." if plugins else ""
+        raise ConfigError(f"{checkpoint.path}: {error}{hint}") from None
+    load_weights(model, checkpoint.model, checkpoint.path)
+    return Restored(model.to(device).eval(), config, checkpoint.tokenizer, checkpoint.state, checkpoint.path)
+
+
+def load_weights(model: Decoder, weights: dict[str, torch.Tensor], where: Path) -> None:
+    """Copy weights in by name. Raises `RunError` if a name or a shape differs."""
+    expected = dict(model.named_parameters())
+    odd = sorted(expected.keys() ^ weights.keys()) or sorted(n for n in expected if expected[n].shape != weights[n].shape)
+    if odd:
+        raise RunError(f"{where}: the weights don't fit the model in its config; first difference: {odd[0]!r}.")
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            parameter.copy_(weights[name])

@@ -1,0 +1,1 @@
+"""Costs: parameters, FLOPs, bytes, device peaks. Numbers only: nothing here imports torch."""

@@ -1,0 +1,19 @@
+"""Known peaks of devices. An unknown one is None, shown as n/a: a guess would make every MFU a lie."""
+
+from __future__ import annotations
+
+PEAK_BF16 = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989.4e12,
+    "H200": 989.4e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165.2e12,
+}
+"""Dense bf16 FLOP/s with fp32 accumulation, from the makers' data sheets; the first name that occurs counts."""
+
+
+def peak_flops(device_name: str | None) -> float | None:
+    """Peak of a device by the name that its driver gives, or None when it isn't known."""
+    return next((peak for name, peak in PEAK_BF16.items() if device_name and name in device_name), None)

@@ -1,0 +1,56 @@
+"""metrics.jsonl: one JSON object per logged step or evaluation, written by the trainer itself.
+
+A resumed run first cuts the log back to its checkpoint, so that every step is there once: no gap, no repeat.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from slm.config.errors import RunError
+
+
+class MetricsLog:
+    """Appends records to ``metrics.jsonl``; records at or before the resumed step are kept."""
+
+    def __init__(self, path: Path, resumed_at: int) -> None:
+        self.path = path
+        kept = [line for line in _whole_lines(path) if line["step"] <= resumed_at]
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(partial, path)
+        self._file = path.open("a", buffering=1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record. Raises `RunError` when the disk is full."""
+        try:
+            self._file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise RunError(f"Can't write {self.path}: {error.strerror}. Checkpoints written before stay valid.") from None
+
+    def flush(self) -> None:
+        """Wait until all records are on the disk: before a checkpoint that relies on them."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole records of a metrics file."""
+    return _whole_lines(path)
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Records up to the first line that a kill cut short."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records

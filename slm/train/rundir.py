@@ -1,0 +1,57 @@
+"""The run directory: one experiment, one process (group) at a time."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from slm.config.errors import ConfigError, RunError
+from slm.config.identity import differences
+from slm.config.yaml import dump_yaml
+
+if TYPE_CHECKING:
+    from slm.run import Run
+
+
+def run_dir_of(run: "Run") -> Path:
+    """Where a run lives: ``log.dir``, or ``runs/<name>``."""
+    return Path(run.log.dir) if run.log.dir else Path("runs") / run.name
+
+
+@contextmanager
+def claimed(run: "Run", run_dir: Path) -> Iterator[None]:
+    """Hold the run directory for this experiment.
+
+    Raises:
+        ConfigError: it holds another experiment; the differing fields are shown.
+        RunError: another process is training there.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{run_dir} is in use: another process is training there. Wait for it, or set log.dir or name.") from None
+        refuse_other_experiment(run, run_dir)
+        (run_dir / "config.yaml").write_text(dump_yaml(run.model_dump(mode="json"), run.notes))
+        yield
+
+
+def refuse_other_experiment(run: "Run", run_dir: Path) -> None:
+    """Raise `ConfigError` if the directory's config.yaml defines another experiment than ``run``."""
+    file = run_dir / "config.yaml"
+    if not file.exists() or not (run_dir / "checkpoints").exists():
+        return  # nothing was trained yet that could be mixed up
+    old = yaml.safe_load(file.read_text()) or {}
+    new = run.experiment()
+    changed = differences({section: old.get(section) for section in new}, new)
+    if changed:
+        raise ConfigError(
+            f"{run_dir} holds another experiment. It differs in {'; '.join(changed)}. Give this one its own place "
+            f"(name=... or log.dir=...), or remove {run_dir} to start over."
+        )
