@@ -35,7 +35,7 @@ def explain(error: pydantic.ValidationError, schema: type[pydantic.BaseModel], w
     owner = _owner(schema, first["loc"])
     if first["type"] == "extra_forbidden":
         return ConfigError(f"Unknown key {path!r}. {suggest(str(first['loc'][-1]), owner.model_fields)}")
-    if first["type"] == "missing":
+    if first["type"] == "missing" or first["input"] == "???":  # OmegaConf's mark for a value that must be given
         return ConfigError(f"{path!r} is required and has no default.")
     message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
     got = "" if first["type"] == "value_error" else f" (got {first['input']!r})"

@@ -67,4 +67,4 @@ class Duration:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> cs.CoreSchema:
-        return cs.no_info_plain_validator_function(cls.parse, serialization=cs.to_string_ser_schema())
+        return cs.no_info_plain_validator_function(cls.parse, serialization=cs.plain_serializer_function_ser_schema(str))

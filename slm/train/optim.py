@@ -2,7 +2,7 @@
 
 An optimiser part receives every parameter with its *tensor class* (see `slm.model.classes`) and builds one
 or more torch optimisers. Each parameter group keeps its peak rate under ``peak_lr``; the schedule scales
-it. Weight decay applies to matrices only: decaying norms, biases or embeddings costs quality or stability
+it. Weight decay applies to matrices and the head only: decaying norms, biases or embeddings costs quality or stability
 and is what several peers do by accident.
 
 A step whose gradient is not finite must change nothing. Optimisers therefore read ``found_inf``, a
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import pydantic
 
+from slm.config.base import Config
 from slm.config.registry import Part, Registry
 
 if TYPE_CHECKING:
@@ -50,14 +51,18 @@ optim = Registry("optim", OptimPart)
 OptimSlot = Annotated[OptimPart, optim.field()]
 
 
-@optim.register("adamw", paper="Loshchilov & Hutter 2019, arXiv 1711.05101")
-class AdamW(OptimPart):
-    """AdamW; weight decay on matrices only."""
+class AdamWSettings(Config):
+    """The numbers of AdamW."""
 
     lr: float = pydantic.Field(1e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
+
+
+@optim.register("adamw", paper="Loshchilov & Hutter 2019, arXiv 1711.05101")
+class AdamW(AdamWSettings, OptimPart):
+    """AdamW; weight decay on matrices and the head only."""
 
     def build(self, parameters: list[NamedParameter]) -> list["torch.optim.Optimizer"]:
         return [_adamw(self, parameters)]
@@ -71,18 +76,19 @@ class AdamW(OptimPart):
 class Muon(OptimPart):
     """Orthogonalised momentum for matrices; AdamW for embeddings, head, norms and biases."""
 
-    lr: float = pydantic.Field(0.02, gt=0)
+    matrix_lr: float = pydantic.Field(0.02, gt=0)
     """Peak rate of the matrices, scaled by sqrt(max(1, rows / columns)) each."""
     momentum: float = 0.95
     weight_decay: float = 0.1
-    adamw: AdamW = AdamW(lr=4e-3)
+    adamw: AdamWSettings = AdamWSettings(lr=4e-3)
+    """For all the rest."""
 
     def build(self, parameters: list[NamedParameter]) -> list["torch.optim.Optimizer"]:
         from slm.train.muon import MuonOptimizer
 
         matrices = [p for p in parameters if p.tensor_class == "matrix"]
         rest = [p for p in parameters if p.tensor_class != "matrix"]
-        group = {"params": [p.tensor for p in matrices], "lr": self.lr, "peak_lr": self.lr}
+        group = {"params": [p.tensor for p in matrices], "lr": self.matrix_lr, "peak_lr": self.matrix_lr}
         muon = MuonOptimizer([group], momentum=self.momentum, weight_decay=self.weight_decay)
         return [muon, _adamw(self.adamw, rest)]
 
@@ -95,7 +101,7 @@ DECAYED = {"matrix": True, "head": True, "embedding": False, "norm": False, "bia
 """Tensor class -> does weight decay apply. A class that is not listed is an error, never a default."""
 
 
-def _adamw(config: AdamW, parameters: list[NamedParameter]) -> "torch.optim.Optimizer":
+def _adamw(config: AdamWSettings, parameters: list[NamedParameter]) -> "torch.optim.Optimizer":
     import torch
 
     groups: list[dict[str, Any]] = []
