@@ -1,0 +1,91 @@
+"""Bits per byte: the honest measure of a language model on text, whatever its tokenizer.
+
+    bpb = sum over documents of -log2 p(document) / sum of their lengths in UTF-8 bytes
+
+-log2 p(document) includes the end-of-text that closes it, so the figure is the size of a decodable
+compression. Every token is predicted once; a document longer than the context is read in windows that
+overlap, so that a token has at least ``context - stride`` tokens before it (or the whole document).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from slm.data.store import StoredDocument
+from slm.model.decoder import Decoder
+from slm.model.precision import autocast
+
+
+@dataclass(frozen=True)
+class BitsPerByte:
+    """Bits over all documents, and what they are divided by."""
+
+    bits: float
+    bytes: int
+    tokens: int
+    docs: int
+
+    @property
+    def bpb(self) -> float:
+        return self.bits / self.bytes
+
+
+def evaluate(
+    model: Decoder,
+    documents: Iterable[StoredDocument],
+    eot: int,
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    batch: int = 16,
+    precision: str = "fp32",
+) -> BitsPerByte:
+    """Bits per byte of ``documents`` under ``model``.
+
+    Args:
+        eot: the end-of-text id, which starts and ends a document.
+        context: tokens per window; the model's context by default.
+        stride: new tokens per window; half of the context by default.
+    """
+    context = context or model.config.context or 2048
+    stride = stride or max(1, context // 2)
+    docs = list(documents)
+    device = model.embedding.weight.device
+    windows = [w for doc in docs for w in _windows([eot, *doc.tokens.tolist(), eot], context, stride)]
+    windows.sort(key=lambda w: len(w[0]))  # alike lengths together: little padding; the sum doesn't depend on it
+    nats = 0.0
+    with torch.no_grad(), autocast(device, precision):
+        for group in _batches(windows, batch):
+            width = max(len(tokens) for tokens, _ in group)
+            tokens_BT = torch.full((len(group), width), eot)
+            targets_BT = torch.full((len(group), width), -100)
+            for i, (tokens, targets) in enumerate(group):
+                tokens_BT[i, : len(tokens)] = torch.tensor(tokens)
+                targets_BT[i, : len(targets)] = torch.tensor(targets)
+            hidden_BTD = model(tokens_BT.to(device))
+            nats += float(model.loss(hidden_BTD, targets_BT.to(device)).nll)
+    return BitsPerByte(
+        nats / math.log(2), sum(d.bytes for d in docs), sum(len(d.tokens) for d in docs), len(docs)
+    )
+
+
+def _windows(chain: list[int], context: int, stride: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Inputs and targets of overlapping windows; each of the chain's predictions is counted exactly once."""
+    inputs, targets = chain[:-1], chain[1:]
+    counted = 0
+    start = 0
+    while counted < len(targets):
+        end = min(start + context, len(inputs))
+        skip = counted - start
+        yield inputs[start:end], [-100] * skip + targets[counted:end]
+        counted = end
+        start = end - context + stride if end < len(inputs) else end
+
+
+def _batches(windows: list[tuple[list[int], list[int]]], size: int) -> Iterator[list[tuple[list[int], list[int]]]]:
+    for i in range(0, len(windows), size):
+        yield windows[i : i + size]

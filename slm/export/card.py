@@ -1,0 +1,37 @@
+"""The model card of an export: what it is, what it was trained on, how the export was proven."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from slm.checkpoint import Restored
+
+if TYPE_CHECKING:
+    from slm.export.verify import Comparison
+
+
+def model_card(restored: Restored, architecture: str, comparison: "Comparison") -> str:
+    """README.md of an exported directory."""
+    config, state = restored.config, restored.state
+    params = restored.model.config.costs().params
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+---
+# {config["name"]}
+
+Trained with slm. A decoder-only transformer with {params["unique"]:,} parameters ({params["non_embedding"]:,} without
+embeddings), exported as `{architecture}`.
+
+| | |
+|---|---|
+| training tokens | {state["tokens"]:,} ({state["tokens"] / params["unique"]:.3g} per parameter) |
+| text | {config["data"]["source"]["name"]} |
+| context | {restored.model.config.context} tokens |
+| experiment | `{state["identity"]}` |
+
+Documents are separated by `<|endoftext|>`; begin a prompt with it.
+
+Verified against slm in fp32 on {comparison.positions:,} positions: max |logit difference| {comparison.max_abs_diff:.1e},
+mean KL {comparison.kl:.1e} nats, top-1 agreement {comparison.top1_agreement:.2%}.
+"""

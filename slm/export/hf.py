@@ -1,0 +1,120 @@
+"""Write a Hugging Face model directory, and prove it.
+
+The directory is written aside, loaded by transformers, compared logit by logit with the model it came from,
+and only then put in its place. fp32 weights are written as they are: the proof is about what is on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from slm.checkpoint import Restored
+from slm.config.errors import ConfigError, RunError
+from slm.export.card import model_card
+from slm.export.targets import Target, choose
+from slm.export.verify import Comparison, compare
+from slm.model.decoder import Decoder
+
+TOLERANCE = 1e-5
+"""Largest |logit difference| in fp32, relative to max(1, standard deviation of the logits)."""
+EOT = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written, and how equal it is."""
+
+    target: str
+    architecture: str
+    path: str
+    rewrites: list[str]
+    verified: bool
+    max_abs_diff: float
+    kl: float
+    top1_agreement: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields of the JSON contract."""
+        fields = asdict(self)
+        return {"target": fields.pop("target"), "class": fields.pop("architecture"), **fields}
+
+
+def export_hf(restored: Restored, out: Path) -> Export:
+    """Export a checkpoint to ``out`` and verify it in transformers.
+
+    Raises:
+        ConfigError: no Hugging Face class computes this model (says which part is in the way), or
+            transformers isn't installed.
+        RunError: the written model doesn't give the same logits; nothing is left at ``out``.
+    """
+    model = restored.model
+    target, reasons = choose(model.config)
+    if target is None:
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise ConfigError(f"No Hugging Face class computes this model exactly, so it isn't exported. {why}.")
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        write(model, target, restored, partial)
+        comparison = compare(model, partial)
+        if comparison.max_abs_diff > TOLERANCE * max(1.0, comparison.logit_std):
+            raise RunError(
+                f"The export as {target.architecture} gives other logits (max |difference| {comparison.max_abs_diff:.2e}, "
+                f"allowed {TOLERANCE:.0e}); nothing was written to {out}. This is a bug in slm: please report the config."
+            )
+        (partial / "README.md").write_text(model_card(restored, target.architecture, comparison))
+        shutil.rmtree(out, ignore_errors=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(partial, out)
+    except OSError as error:
+        raise RunError(f"Can't write the export to {out}: {error.strerror or error}.") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return _export(target, out, comparison)
+
+
+def _export(target: Target, out: Path, c: Comparison) -> Export:
+    return Export("hf", target.architecture, str(out), [], True, c.max_abs_diff, c.kl, c.top1_agreement)
+
+
+def write(model: Decoder, target: Target, restored: Restored, out: Path) -> None:
+    """Weights, config and tokenizer in the layout that transformers, vLLM and mlx-lm read."""
+    out.mkdir(parents=True)
+    tensors = {target.tensor_name(n): p.detach().contiguous() for n, p in model.named_parameters()}
+    safetensors.torch.save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    eot = _eot_id(restored.tokenizer)
+    special = {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": None}
+    config = {
+        "architectures": [target.architecture],
+        "model_type": target.model_type,
+        "torch_dtype": "float32",
+        "dtype": "float32",
+        **target.config(model.config),
+        **special,
+    }
+    tokenizer = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": EOT,
+        "eos_token": EOT,
+        "model_max_length": model.config.context,
+        "clean_up_tokenization_spaces": False,
+    }
+    for name, content in {
+        "config.json": config,
+        "generation_config.json": {k: v for k, v in special.items() if v is not None},
+        "tokenizer_config.json": tokenizer,
+    }.items():
+        (out / name).write_text(json.dumps(content, indent=2) + "\n")
+    (out / "tokenizer.json").write_bytes(restored.tokenizer)
+
+
+def _eot_id(tokenizer: bytes) -> int:
+    added = json.loads(tokenizer)["added_tokens"]
+    return next(int(t["id"]) for t in added if t["content"] == EOT)
