@@ -81,7 +81,7 @@ def apply(data: dict[str, Any], overrides: list[_Override], schema: type[C], sou
     for o in overrides:  # plugins register parts, so they come before anything that names one
         if o.key == "plugins":
             data["plugins"] = list(o.value or [])
-    _import_plugins(data.get("plugins") or [])
+    import_plugins(data.get("plugins") or [])
     swaps, notes = list[_Swap](), [*data.get("notes", [])]
     for o in overrides:
         place = locate(schema, data, o.key.replace("/", "."))
@@ -244,7 +244,7 @@ def _pairs(fields: dict[str, Any]) -> str:
     return ", ".join(f"{k}={v}" for k, v in fields.items())
 
 
-def _import_plugins(modules: list[str]) -> None:
+def import_plugins(modules: list[str]) -> None:
     """Import a user's own parts; the current directory counts, as for ``python -m``."""
     if modules and "" not in sys.path:
         sys.path.insert(0, "")

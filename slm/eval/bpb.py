@@ -12,10 +12,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from slm.data.config import Data
+from slm.data.prepare import store_path
 from slm.data.store import StoredDocument
+from slm.data.tokenizer import tokenizer
 from slm.model.decoder import Decoder
 from slm.model.precision import autocast
 
@@ -71,6 +76,12 @@ def evaluate(
     return BitsPerByte(
         nats / math.log(2), sum(d.bytes for d in docs), sum(len(d.tokens) for d in docs), len(docs)
     )
+
+
+def store_of(config: dict[str, Any]) -> Path:
+    """The token store that a run was trained on, from its resolved config."""
+    data, part = Data(**config["data"]), tokenizer.parse(config["tokenizer"])
+    return store_path(data, part, config["impl"]["data_dir"])
 
 
 def _windows(chain: list[int], context: int, stride: int) -> Iterator[tuple[list[int], list[int]]]:

@@ -1,0 +1,5 @@
+"""``python -m slm``."""
+
+from slm.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""The command line: one small file per verb that parses, calls and prints. No logic, no torch at import."""

@@ -1,0 +1,52 @@
+"""`slm generate`: continue a prompt."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from slm.cli.output import JsonFlag, emit_json
+
+Checkpoint = Annotated[str, typer.Argument(help="A run directory, or a step directory within its checkpoints.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("generate")(generate)
+
+
+def generate(
+    checkpoint: Checkpoint,
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")] = "",
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1)] = 200,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="0: no limit.")] = 0,
+    top_p: Annotated[float, typer.Option()] = 0.95,
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option()] = "auto",
+    json: JsonFlag = False,
+) -> None:
+    """Stream a continuation of PROMPT."""
+    from slm.checkpoint import restore
+    from slm.data.tokenizer import Tokenizer
+    from slm.generate import Sampling
+    from slm.generate import generate as decode
+    from slm.generate.stream import Utf8Stream
+    from slm.train.parallel import pick_device
+
+    restored = restore(checkpoint, device=pick_device(device))
+    tokenizer = Tokenizer.from_bytes(restored.tokenizer)
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    ids = [tokenizer.eot_id, *tokenizer.encode(prompt)]
+    new = []
+    stream = Utf8Stream()
+    if not json:
+        typer.echo(prompt, nl=False)
+    for token in decode(restored.model, ids, max_new_tokens=max_new_tokens, sampling=sampling, stop=tokenizer.eot_id):
+        new.append(token)
+        if not json:
+            typer.echo(stream.feed(tokenizer.decode_bytes([token])), nl=False)
+    if json:
+        emit_json({"checkpoint": str(restored.path), "prompt": prompt, "text": tokenizer.decode(new), "tokens": new})
+    else:
+        typer.echo(stream.end())

@@ -1,0 +1,63 @@
+"""`slm model`: presets, and what one of them costs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from slm.cli.output import JsonFlag, emit_json, table
+
+
+def register(app: typer.Typer) -> None:
+    verbs = typer.Typer(help="Model presets and their cost.", no_args_is_help=True, rich_markup_mode=None)
+    verbs.command("list")(list_models)
+    verbs.command("show")(show)
+    app.add_typer(verbs, name="model")
+
+
+def list_models(json: JsonFlag = False) -> None:
+    """List all presets."""
+    from slm.model.presets import list_presets, load_preset
+
+    models = []
+    for name in list_presets():
+        model = load_preset(name)
+        slots = {s: getattr(model, s).part_name for s in ("attention", "ffn", "norm", "position", "residual", "embedding")}
+        models.append({"name": name, "params": model.costs().params["unique"], "dim": model.dim, "layers": model.layers, **slots, "source": model.source})
+    if json:
+        emit_json({"models": models})
+    else:
+        columns = ["name", "params", "layers", "dim", "attention", "ffn", "norm", "position", "source"]
+        table(columns, [[f"{m[c]:,}" if c == "params" else m[c] for c in columns] for m in models], right=(1, 2, 3))
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="A preset.")],
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens of context for FLOPs and cache.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Show one preset's parts, parameters, FLOPs and cache."""
+    from slm.model.presets import load_preset
+
+    model = load_preset(name)
+    cost = model.costs(context)
+    parts: dict[str, Any] = {
+        kind: {"params": c.params, "flops_per_token": c.forward_flops((cost.context + 1) / 2)} for kind, c in cost.parts.items()
+    }
+    result = {
+        "name": name,
+        "params": cost.params,
+        "flops_per_token": cost.flops_per_token,
+        "kv_cache_bytes": cost.kv_cache_bytes(),
+        "context": cost.context,
+        "parts": parts,
+        "config": model.model_dump(mode="json"),
+    }
+    if json:
+        emit_json(result)
+        return
+    typer.echo(f"{name}: {cost.params['unique']:,} parameters, {model.layers} layers of width {model.dim}. {model.source}")
+    rows = [[k, f"{p['params']:,}", f"{p['flops_per_token'] / 1e6:,.2f} M"] for k, p in parts.items()]
+    table(["part", "parameters", f"forward FLOPs/token at {cost.context} tokens"], rows, right=(1, 2))
+    typer.echo(f"training {cost.flops_per_token['train'] / 1e6:,.2f} MFLOPs per token; cache {cost.kv_cache_bytes():,} bytes at {cost.context} tokens")

@@ -1,0 +1,193 @@
+"""What `slm train` does from nothing to a report: prepare the data, train, finish.
+
+Each stage can be interrupted and taken up again by the same command: a store is made whole or not at all,
+training goes on from its newest checkpoint, and finishing is done again from the trained weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import slm
+from slm import checkpoint
+from slm.config.errors import RunError
+from slm.data.prepare import prepare, store_path
+from slm.data.store import Store
+from slm.eval.baselines import compressors
+from slm.eval.bpb import evaluate
+from slm.export import export_hf
+from slm.generate import Sampling, generate, pick_prompts
+from slm.report.run import write_run_report
+from slm.run import Run
+from slm.train.loop import TrainResult, train
+from slm.train.parallel import World, join_world
+from slm.train.progress import Silent, progress_for
+from slm.train.rundir import refuse_other_experiment, run_dir_of
+
+PROMPT_TOKENS, SAMPLE_TOKENS = 24, 120
+
+
+def launch(run: Run, *, console: Console | None = None, command: str = "") -> dict[str, Any]:
+    """Execute a run and return its summary (also in ``summary.json``).
+
+    Args:
+        console: where progress is shown; None shows nothing.
+        command: the command line, for the report.
+
+    The summary of an interrupted run has ``"interrupted": True`` and no evaluation.
+    """
+    run_dir = run_dir_of(run)
+    console = console or Console(quiet=True)
+    with join_world(run.impl.device) as world:
+        if not world.main:
+            console = Console(quiet=True)
+        done = _finished(run, run_dir)
+        if done is not None:
+            console.print(f"{run_dir} is trained already (step {done['steps']:,}); nothing to do. Its report: {done['report']}")
+            return done
+        refuse_other_experiment(run, run_dir)
+        started = time.perf_counter()
+        store = _prepare(run, console)
+        prepared = time.perf_counter() - started
+        result = train(run, store, world, progress_for(console) if not console.quiet else Silent())
+        if result.interrupted or not world.main:
+            return {"name": run.name, "identity": run.identity, "interrupted": result.interrupted, "steps": result.step}
+        return _finish(run, store, result, world, console, prepared, command)
+
+
+def _finished(run: Run, run_dir: Path) -> dict[str, Any] | None:
+    """The summary of a run that is finished, as this very experiment."""
+    file = run_dir / "summary.json"
+    if not file.exists() or checkpoint.latest(run_dir) is None:
+        return None
+    summary: dict[str, Any] = json.loads(file.read_text())
+    return summary if summary.get("identity") == run.identity else None
+
+
+def _prepare(run: Run, console: Console) -> Store:
+    """Open the token store, or make it and say so."""
+    path = store_path(run.data, run.tokenizer, run.impl.data_dir)
+    if (path / "manifest.json").exists():
+        return Store.open(path)
+    source, tokenizer = run.data.source.part_name, run.tokenizer.part_name
+    console.print(f"No token store for source '{source}' yet: making {path} with a '{tokenizer}' tokenizer of {run.tokenizer.vocab_size:,} tokens.")
+    with console.status("reading") as status:
+        stages: list[str] = []
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in stages:
+                stages.append(stage)
+                if not console.is_terminal:
+                    console.print(f"  {stage}")
+            status.update(f"{stage} {done:,} of {total:,} documents" if total else stage)
+
+        store = prepare(run.data, run.tokenizer, run.impl.data_dir, progress=progress)
+    for name, split in store.splits.items():
+        console.print(f"  {name}: {len(split):,} documents, {split.tokens:,} tokens")
+    return store
+
+
+def _finish(
+    run: Run, store: Store, result: TrainResult, world: World, console: Console, prepared: float, command: str
+) -> dict[str, Any]:
+    """Evaluate, sample, export and report; the summary is written last."""
+    began = time.perf_counter()
+    say = console.print
+    model = result.model.eval()
+    eot = store.tokenizer.eot_id
+    params = run.model.costs().params
+    tokens = result.step * run.train.batch_tokens
+    summary: dict[str, Any] = {
+        "name": run.name,
+        "identity": run.identity,
+        "interrupted": False,
+        "steps": result.step,
+        "tokens": tokens,
+        "params": params,
+        "tokens_per_param": tokens / params["unique"],
+        "flops": run.model.costs().flops_per_token["train"] * tokens,
+        "skipped": result.skipped,
+        "bpb": None,
+        "heldout": None,
+        "baselines": {},
+        "samples": [],
+        "export": [],
+        "command": command or f"slm train {result.run_dir / 'config.yaml'}",
+    }
+    if run.data.heldout:
+        say("Evaluating on the held-out documents")
+        score = evaluate(model, store.documents("heldout"), eot, precision=run.train.precision)
+        summary["bpb"] = score.bpb
+        summary["heldout"] = {"docs": score.docs, "bytes": score.bytes, "tokens": score.tokens}
+        if run.finish.baselines:
+            summary["baselines"] = compressors(store.text("heldout"))
+        if run.finish.samples:
+            say("Sampling")
+            summary |= _samples(run, store, result)
+    for target in run.finish.export:
+        say(f"Exporting to {target} and verifying")
+        summary["export"].append(_export(target, result))
+    summary["machine"] = _machine(world)
+    summary["finished"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    summary["times"] = {"prepare": prepared, "train": result.seconds, "finish": time.perf_counter() - began}
+    summary["report"] = str(result.run_dir / "report.html") if run.finish.report else None
+    _write_json(result.run_dir / "summary.json", summary)
+    if run.finish.report:
+        write_run_report(result.run_dir)
+    return summary
+
+
+def _samples(run: Run, store: Store, result: TrainResult) -> dict[str, Any]:
+    """Continuations of held-out documents."""
+    sampling = Sampling(temperature=0.7, top_p=0.95, seed=run.train.seed)
+    eot = store.tokenizer.eot_id
+    documents = [doc.tokens.tolist() for doc in store.documents("heldout")]
+    samples = []
+    for prompt in pick_prompts(documents, run.finish.samples, PROMPT_TOKENS):
+        ids = list(generate(result.model, [eot, *prompt], max_new_tokens=SAMPLE_TOKENS, sampling=sampling, stop=eot))
+        samples.append({"prompt": store.tokenizer.decode(prompt), "continuation": store.tokenizer.decode(ids)})
+    return {"samples": samples, "sampling": {"temperature": sampling.temperature, "top_p": sampling.top_p}}
+
+
+def _export(target: str, result: TrainResult) -> dict[str, Any]:
+    """Export the newest checkpoint; what can't be exported is said, and doesn't cost the report."""
+    from slm.config.errors import SlmError
+
+    try:
+        return export_hf(checkpoint.restore(result.run_dir), result.run_dir / target).to_json()
+    except SlmError as error:
+        return {"target": target, "class": None, "path": None, "verified": False, "error": str(error)}
+
+
+def _machine(world: World) -> dict[str, Any]:
+    """What it ran on."""
+    name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
+    factor = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes there, KiB elsewhere
+    return {
+        "device": f"{name} ({torch.get_num_threads()} threads)" if world.device.type == "cpu" else name,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "slm": slm.__version__,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * factor,
+    }
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps(value, indent=1))
+        os.replace(partial, path)
+    except OSError as error:
+        raise RunError(f"Can't write {path}: {error.strerror or error}.") from None

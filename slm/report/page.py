@@ -1,0 +1,57 @@
+"""Fills templates. Everything that comes from data is escaped."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+
+@lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("slm.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters["si"] = si
+    environment.filters["span"] = span
+    return environment
+
+
+def render(template: str, **values: Any) -> str:
+    """A template as text. SVG strings under ``charts`` are trusted, all else is escaped."""
+    charts = {name: Markup(svg) for name, svg in values.pop("charts", {}).items()}
+    return _environment().get_template(template).render(charts=charts, **values)
+
+
+def write(path: Path, text: str) -> Path:
+    """Write a page whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def si(value: float | None, digits: int = 3) -> str:
+    """1234567 -> 1.23M."""
+    if value is None:
+        return "n/a"
+    for factor, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.{digits}g}{letter}"
+    return f"{value:.{digits}g}"
+
+
+def span(seconds: float | None) -> str:
+    """Seconds as a person says them."""
+    if seconds is None:
+        return "n/a"
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    if seconds < 5400:
+        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    return f"{seconds / 3600:.1f} h"
