@@ -20,6 +20,7 @@ class Mask:
     device: torch.device
     docs_BT: Tensor | None = None
     past: int = 0
+    _bias: Tensor | None = None
 
     @property
     def plain_causal(self) -> bool:
@@ -38,10 +39,11 @@ class Mask:
         same_BTT = self.docs_BT[:, :, None] == self.docs_BT[:, None, :]
         return (same_BTT & causal_TS)[:, None]
 
-    @cached_property
-    def forbidden(self) -> Tensor | None:
-        """The complement of `allowed`, for backends that fill scores."""
-        return None if self.allowed is None else ~self.allowed
+    def bias(self, dtype: torch.dtype) -> Tensor | None:
+        """`allowed` as something to add to scores: 0 or -inf. Made once per forward pass; None when all is allowed."""
+        if self._bias is None and self.allowed is not None:
+            self._bias = torch.zeros(self.allowed.shape, dtype=dtype, device=self.device).masked_fill_(~self.allowed, float("-inf"))
+        return self._bias
 
 
 @dataclass

@@ -47,8 +47,9 @@ def _matmul(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, mask: Mask, scale: f
     # The query heads of a group are stacked along T: one product per key/value head, no repeated keys.
     q_BGRK = (q_BHTK * scale).reshape(B, G, H // G * T, K)
     scores = (q_BGRK @ k_BGSK.mT).view(B, H, T, S)
-    if mask.forbidden is not None:
-        scores = scores.masked_fill(mask.forbidden, float("-inf"))
+    bias = mask.bias(scores.dtype)
+    if bias is not None:  # added, not filled: an addition's gradient is free
+        scores = scores + bias
     weights = _softmax(scores).view(B, G, H // G * T, S)
     return (weights @ v_BGSV).view(B, H, T, v_BGSV.shape[-1])
 
