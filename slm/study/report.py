@@ -1,0 +1,130 @@
+"""What a study shows: JSON for scripts, a page for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from slm.config.errors import RunError
+from slm.report.charts import Chart, Line, draw
+from slm.report.page import render, write
+from slm.study.plan import Planned, Study, study_dir
+from slm.study.runner import result_of
+from slm.study.statistics import compare
+
+VERDICTS = {
+    "win": "{arm} wins over {control}: {delta:+.4f} bits per byte, {level:.0%} interval [{low:+.4f}, {high:+.4f}]",
+    "lose": "{arm} loses to {control}: {delta:+.4f} bits per byte, {level:.0%} interval [{low:+.4f}, {high:+.4f}]",
+    "equivalent": "{arm} and {control} are equivalent within ±{margin}: {delta:+.4f}, {level:.0%} interval [{low:+.4f}, {high:+.4f}]",
+    "undecided": "{arm} against {control} is undecided: {delta:+.4f} bits per byte",
+}
+
+
+def report(study: Study, runs: Sequence[Planned]) -> dict[str, Any]:
+    """The JSON of `slm study report`. Raises `RunError` if no arm can be compared yet."""
+    summaries = {(p.arm, p.seed): result_of(p) for p in runs}
+    results = {
+        arm: {seed: s["bpb"] for (a, seed), s in summaries.items() if a == arm and s is not None} for arm in study.arms
+    }
+    missing = [f"{arm} seed {seed}" for (arm, seed), s in summaries.items() if s is None]
+    if not results[study.control] or all(not v for arm, v in results.items() if arm != study.control):
+        raise RunError(f"study {study.name}: nothing to compare yet. Missing: {', '.join(missing)}. Run `slm study run` first.")
+    comparisons, noise = compare(results, study.control, margin=study.margin, confidence=study.confidence)
+    mismatch = residual_mismatch(study, runs)
+    control = results[study.control]
+    arms = [{"name": study.control, "n": len(control), "loss": sum(control.values()) / len(control), "verdict": "control"}]
+    for c in comparisons:
+        arms.append(
+            {
+                "name": c.name,
+                "n": c.n,
+                "loss": c.mean,
+                "delta": c.delta,
+                "ci": list(c.ci) if c.ci else None,
+                "p_adjusted": c.p_adjusted,
+                "verdict": c.verdict,
+                "residual_mismatch": mismatch[c.name],
+                "sentence": _sentence(study, c),
+            }
+        )
+    return {
+        "study": study.name,
+        "question": study.question,
+        "metric": "held-out bits per byte",
+        "control": study.control,
+        "arms": arms,
+        "noise": asdict(noise),
+        "margin": study.margin,
+        "confidence": study.confidence,
+        "seeds": list(study.seeds),
+        "missing": missing,
+        "runs": [{"arm": p.arm, "seed": p.seed, "identity": p.run.identity, "bpb": (summaries[p.arm, p.seed] or {}).get("bpb")} for p in runs],
+    }
+
+
+def residual_mismatch(study: Study, runs: Sequence[Planned]) -> dict[str, dict[str, float]]:
+    """How far each arm is from the control in parameters, FLOPs per token and tokens, in percent."""
+
+    def figures(arm: str) -> dict[str, float]:
+        run = next(p.run for p in runs if p.arm == arm)
+        cost = run.model.costs()
+        steps = run.train.budget.total_steps(cost.params["unique"], run.train.batch_tokens)
+        return {
+            "params": cost.params["unique"],
+            "flops_per_token": cost.flops_per_token["train"],
+            "tokens": steps * run.train.batch_tokens,
+        }
+
+    base = figures(study.control)
+    return {arm: {k: 100 * (v / base[k] - 1) for k, v in figures(arm).items()} for arm in study.arms if arm != study.control}
+
+
+def write_report(study: Study, runs: Sequence[Planned], root: Path | str = "runs/studies") -> tuple[dict[str, Any], Path]:
+    """Write ``report.html`` and ``report.json`` into the study's directory; returns the JSON and the page's path."""
+    result = report(study, runs)
+    folder = study_dir(study, root)
+    write(folder / "report.json", json.dumps(result, indent=1))
+    notes = sorted({f"{p.arm}: {note}" for p in runs for note in p.run.notes})
+    lines = [line for arm in study.arms if (line := _curve(arm, runs)) is not None]
+    top = sorted(v for line in lines for v in line.high)
+    chart = Chart(
+        "training tokens (millions)", "held-out bits per byte", lines,
+        y_range=(min(v for line in lines for v in line.low) - 0.05, top[int(0.95 * (len(top) - 1))] + 0.05),
+    )  # fmt: skip
+    page = render("study.html.j2", title=study.name, result=result, notes=notes, charts={"curves": draw(chart)} if lines else {})
+    return result, write(folder / "report.html", page)
+
+
+def _curve(arm: str, runs: Sequence[Planned]) -> Line | None:
+    """An arm's evaluations over tokens: mean over seeds, with the range as a band."""
+    series = [s for p in runs if p.arm == arm and (s := _evaluations(p))]
+    if not series:
+        return None
+    steps = sorted(set.intersection(*(set(s) for s in series)))
+    values = [[s[step] for s in series] for step in steps]
+    batch = next(p.run.train.batch_tokens for p in runs if p.arm == arm)
+    return Line(
+        arm, [s * batch / 1e6 for s in steps], [sum(v) / len(v) for v in values],
+        [min(v) for v in values], [max(v) for v in values], marked=True,
+    )  # fmt: skip
+
+
+def _evaluations(planned: Planned) -> dict[int, float]:
+    path = planned.dir / "metrics.jsonl"
+    if not path.exists():
+        return {}
+    records = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return {r["step"]: r["heldout_bpb"] for r in records if r["kind"] == "eval"}
+
+
+def _sentence(study: Study, c: Any) -> str:
+    low, high = c.ci or (float("nan"), float("nan"))
+    text = VERDICTS[c.verdict].format(
+        arm=c.name, control=study.control, delta=c.delta, low=low, high=high, level=study.confidence, margin=study.margin
+    )
+    if c.verdict == "undecided":
+        text += f", {study.confidence:.0%} interval [{low:+.4f}, {high:+.4f}]; more seeds are needed" if c.ci else "; two seeds or more are needed"
+    return text + "."
