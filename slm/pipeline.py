@@ -54,7 +54,9 @@ def launch(run: Run, *, console: Console | None = None, command: str = "") -> di
             console = Console(quiet=True)
         done = _finished(run, run_dir)
         if done is not None:
-            console.print(f"{run_dir} is trained already (step {done['steps']:,}); nothing to do. Its report: {done['report']}")
+            console.print(
+                f"{run_dir} is trained already (step {done['steps']:,}); nothing to do. Its report: {done['report']}"
+            )
             return done
         refuse_other_experiment(run, run_dir)
         started = time.perf_counter()
@@ -81,7 +83,9 @@ def _prepare(run: Run, console: Console) -> Store:
     if (path / "manifest.json").exists():
         return Store.open(path)
     source, tokenizer = run.data.source.part_name, run.tokenizer.part_name
-    console.print(f"No token store for source '{source}' yet: making {path} with a '{tokenizer}' tokenizer of {run.tokenizer.vocab_size:,} tokens.")
+    console.print(
+        f"No token store for source '{source}' yet: making {path} with a '{tokenizer}' tokenizer of {run.tokenizer.vocab_size:,} tokens."
+    )
     with console.status("reading") as status:
         stages: list[str] = []
 

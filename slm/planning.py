@@ -50,7 +50,12 @@ def plan_run(run: Run, recipe: str) -> dict[str, Any]:
         "flops_total": cost.flops_per_token["train"] * tokens,
         "memory": memory,
         "data": [source],
-        "export": {"hf": {"class": target.architecture if target else None, "reason": None if target else "; ".join(f"{k}: {v}" for k, v in reasons.items())}},
+        "export": {
+            "hf": {
+                "class": target.architecture if target else None,
+                "reason": None if target else "; ".join(f"{k}: {v}" for k, v in reasons.items()),
+            }
+        },
         "device": {},
         "warnings": _warnings(run, source, steps),
         "notes": list(run.notes),
@@ -64,13 +69,20 @@ def _source(run: Run, tokens: int) -> dict[str, Any]:
     if (path / "manifest.json").exists():
         split = Store.open(path).split("train")
         known = split.tokens + len(split)
-    return {"source": run.data.source.part_name, "tokens": known, "epochs": tokens / known if known else None, "store": str(path)}
+    return {
+        "source": run.data.source.part_name,
+        "tokens": known,
+        "epochs": tokens / known if known else None,
+        "store": str(path),
+    }
 
 
 def _warnings(run: Run, source: dict[str, Any], steps: int) -> list[str]:
     found = []
     if source["epochs"] and source["epochs"] > MANY_EPOCHS:
-        found.append(f"{source['epochs']:.1f} epochs of {source['source']}: past {MANY_EPOCHS}, repeated text is worth clearly less than new text.")
+        found.append(
+            f"{source['epochs']:.1f} epochs of {source['source']}: past {MANY_EPOCHS}, repeated text is worth clearly less than new text."
+        )
     if run.data.source.part_name == "stdlib" and run.name != "quickstart":
         found.append("the source 'stdlib' is a smoke corpus: source code, and other for every Python version.")
     if steps < 10:

@@ -112,7 +112,9 @@ def resolve(path: Path | str) -> Path:
         if found is not None:
             return found
     runs = sorted(p.parent.parent.as_posix() for p in Path("runs").glob("*/checkpoints/latest"))
-    hint = f"Runs here: {', '.join(runs)}." if runs else "There are no runs here; train one with `slm train quickstart`."
+    hint = (
+        f"Runs here: {', '.join(runs)}." if runs else "There are no runs here; train one with `slm train quickstart`."
+    )
     raise RunError(f"No checkpoint at {str(path)!r}. {hint}")
 
 
@@ -156,7 +158,9 @@ def _verified(path: Path, name: str, entry: dict[str, Any]) -> bytes:
     for block, (found, expected) in enumerate(zip(_checksums(raw), entry["crc32"], strict=True)):
         if found != expected:
             end = min((block + 1) * BLOCK, len(raw))
-            raise RunError(f"{file}: damaged between byte {block * BLOCK} and {end} (checksum differs). {_instead(path)}")
+            raise RunError(
+                f"{file}: damaged between byte {block * BLOCK} and {end} (checksum differs). {_instead(path)}"
+            )
     return raw
 
 

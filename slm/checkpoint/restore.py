@@ -53,7 +53,9 @@ def restore(path: Path | str, *, device: torch.device | str = "cpu") -> Restored
 def load_weights(model: Decoder, weights: dict[str, torch.Tensor], where: Path) -> None:
     """Copy weights in by name. Raises `RunError` if a name or a shape differs."""
     expected = dict(model.named_parameters())
-    odd = sorted(expected.keys() ^ weights.keys()) or sorted(n for n in expected if expected[n].shape != weights[n].shape)
+    odd = sorted(expected.keys() ^ weights.keys()) or sorted(
+        n for n in expected if expected[n].shape != weights[n].shape
+    )
     if odd:
         raise RunError(f"{where}: the weights don't fit the model in its config; first difference: {odd[0]!r}.")
     with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,8 +14,11 @@ StorePath = Annotated[Path, typer.Argument(help="A token store.")]
 
 def register(app: typer.Typer) -> None:
     verbs = typer.Typer(help="Token stores.", no_args_is_help=True, rich_markup_mode=None)
-    for name, verb in {"tokenize": tokenize, "verify": verify, "stats": stats, "plan": plan, "show": show}.items():
-        verbs.command(name)(verb)
+    verbs.command("tokenize")(tokenize)
+    verbs.command("verify")(verify)
+    verbs.command("stats")(stats)
+    verbs.command("plan")(plan)
+    verbs.command("show")(show)
     app.add_typer(verbs, name="data")
 
 
@@ -54,8 +57,15 @@ def stats(store: StorePath, json: JsonFlag = False) -> None:
     if json:
         emit_json({"store": str(store), **figures})
     else:
-        rows = [[name, *(f"{v:,.2f}" if isinstance(v, float) else f"{v:,}" for v in s.values())] for name, s in figures["splits"].items()]
-        table(["split", "documents", "tokens", "bytes", "bytes/token", "median length", "longest"], rows, right=(1, 2, 3, 4, 5, 6))
+        rows = [
+            [name, *(f"{v:,.2f}" if isinstance(v, float) else f"{v:,}" for v in s.values())]
+            for name, s in figures["splits"].items()
+        ]
+        table(
+            ["split", "documents", "tokens", "bytes", "bytes/token", "median length", "longest"],
+            rows,
+            right=(1, 2, 3, 4, 5, 6),
+        )
         typer.echo(f"dropped: {figures['dropped']}")
 
 
@@ -88,7 +98,7 @@ def show(
 ) -> None:
     """What the model reads at a step: decoded rows with their document boundaries."""
     store, _, made, per_batch = _plan(recipe, overrides)
-    shown = []
+    shown: list[dict[str, Any]] = []
     for n in range(step * per_batch, step * per_batch + min(rows, per_batch)):
         row = made.row(n)
         real = row.targets >= 0

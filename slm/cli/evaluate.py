@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +16,9 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     checkpoint: Checkpoint,
-    store: Annotated[str | None, typer.Option(help="A token store; by default the one that the run was trained on.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="A token store; by default the one that the run was trained on.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp32 or bf16")] = "fp32",
     device: Annotated[str, typer.Option()] = "auto",
     json: JsonFlag = False,
@@ -35,9 +37,11 @@ def evaluate(
     restored = restore(checkpoint, device=pick_device(device))
     opened = Store.open(store or store_of(restored.config))
     if opened.tokenizer.to_bytes() != restored.tokenizer:
-        raise ConfigError(f"The store {opened.path} was made with another tokenizer than {restored.path}: its ids mean other text.")
+        raise ConfigError(
+            f"The store {opened.path} was made with another tokenizer than {restored.path}: its ids mean other text."
+        )
     score = measure(restored.model, opened.documents("heldout"), opened.tokenizer.eot_id, precision=precision)
-    result = {
+    result: dict[str, Any] = {
         "checkpoint": str(restored.path),
         "bpb": {"heldout": score.bpb},
         "documents": score.docs,
@@ -50,6 +54,8 @@ def evaluate(
     if json:
         emit_json(result)
         return
-    typer.echo(f"{score.bpb:.4f} bits per byte on {score.docs} held-out documents ({score.bytes:,} bytes) of {opened.path}")
+    typer.echo(
+        f"{score.bpb:.4f} bits per byte on {score.docs} held-out documents ({score.bytes:,} bytes) of {opened.path}"
+    )
     for name, value in result["baselines"].items():
         typer.echo(f"{value:.4f} {name} on the same bytes")

@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
 def export(
     checkpoint: Checkpoint,
     to: Annotated[str, typer.Option("--to", help="Targets, separated by commas: hf.")] = "hf",
-    out: Annotated[Path | None, typer.Option(help="Where to write; by default beside the checkpoints, named after the target.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write; by default beside the checkpoints, named after the target.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Export and verify: the written model is loaded by its target and must give the same logits."""

@@ -23,8 +23,19 @@ def list_models(json: JsonFlag = False) -> None:
     models = []
     for name in list_presets():
         model = load_preset(name)
-        slots = {s: getattr(model, s).part_name for s in ("attention", "ffn", "norm", "position", "residual", "embedding")}
-        models.append({"name": name, "params": model.costs().params["unique"], "dim": model.dim, "layers": model.layers, **slots, "source": model.source})
+        slots = {
+            s: getattr(model, s).part_name for s in ("attention", "ffn", "norm", "position", "residual", "embedding")
+        }
+        models.append(
+            {
+                "name": name,
+                "params": model.costs().params["unique"],
+                "dim": model.dim,
+                "layers": model.layers,
+                **slots,
+                "source": model.source,
+            }
+        )
     if json:
         emit_json({"models": models})
     else:
@@ -43,7 +54,8 @@ def show(
     model = load_preset(name)
     cost = model.costs(context)
     parts: dict[str, Any] = {
-        kind: {"params": c.params, "flops_per_token": c.forward_flops((cost.context + 1) / 2)} for kind, c in cost.parts.items()
+        kind: {"params": c.params, "flops_per_token": c.forward_flops((cost.context + 1) / 2)}
+        for kind, c in cost.parts.items()
     }
     result = {
         "name": name,
@@ -57,7 +69,11 @@ def show(
     if json:
         emit_json(result)
         return
-    typer.echo(f"{name}: {cost.params['unique']:,} parameters, {model.layers} layers of width {model.dim}. {model.source}")
+    typer.echo(
+        f"{name}: {cost.params['unique']:,} parameters, {model.layers} layers of width {model.dim}. {model.source}"
+    )
     rows = [[k, f"{p['params']:,}", f"{p['flops_per_token'] / 1e6:,.2f} M"] for k, p in parts.items()]
     table(["part", "parameters", f"forward FLOPs/token at {cost.context} tokens"], rows, right=(1, 2))
-    typer.echo(f"training {cost.flops_per_token['train'] / 1e6:,.2f} MFLOPs per token; cache {cost.kv_cache_bytes():,} bytes at {cost.context} tokens")
+    typer.echo(
+        f"training {cost.flops_per_token['train'] / 1e6:,.2f} MFLOPs per token; cache {cost.kv_cache_bytes():,} bytes at {cost.context} tokens"
+    )

@@ -18,6 +18,10 @@ Overrides = Annotated[
 ]
 
 
+PIPE_WIDTH = 160
+"""Columns where there is no terminal to ask."""
+
+
 def emit_json(value: Any) -> None:
     """Print one JSON object."""
     typer.echo(json.dumps(value, indent=1))
@@ -27,7 +31,10 @@ def console(json_wanted: bool = False) -> "Console":
     """Where people read: standard output, or standard error when that belongs to JSON."""
     from rich.console import Console
 
-    return Console(stderr=json_wanted, quiet=json_wanted, highlight=False)
+    out = Console(stderr=json_wanted, quiet=json_wanted, highlight=False)
+    if not out.is_terminal:
+        out.width = PIPE_WIDTH
+    return out
 
 
 def table(columns: list[str], rows: list[list[Any]], *, right: tuple[int, ...] = ()) -> None:

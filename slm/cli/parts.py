@@ -24,19 +24,21 @@ def parts(
     from slm.config.describe import describe_part, list_parts
 
     import_plugins(plugins or [])
-    if name is None:
-        found = list_parts()
-    else:
-        found = [p for p in list_parts() if name in (p["slot"], p["name"])]
+    found = list_parts() if name is None else [p for p in list_parts() if name in (p["slot"], p["name"])]
     if name is not None and name not in {p["slot"] for p in found}:
         details = describe_part(name)
         if json:
             emit_json({"parts": details})
         for part in [] if json else details:
             typer.echo(f"{part['slot']}: {part['name']}\n  {part['summary']}\n  {part['paper']}".rstrip())
-            table(["field", "type", "default", "meaning"], [[f[k] for k in ("name", "type", "default", "meaning")] for f in part["fields"]])
+            table(
+                ["field", "type", "default", "meaning"],
+                [[f[k] for k in ("name", "type", "default", "meaning")] for f in part["fields"]],
+            )
         return
     if json:
         emit_json({"parts": found})
     else:
-        table(["slot", "part", "what it is", "paper"], [[p["slot"], p["name"], p["summary"], p["paper"]] for p in found])
+        table(
+            ["slot", "part", "what it is", "paper"], [[p["slot"], p["name"], p["summary"], p["paper"]] for p in found]
+        )

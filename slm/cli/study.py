@@ -9,13 +9,16 @@ import typer
 from slm.cli.output import JsonFlag, console, emit_json, table
 
 File = Annotated[str, typer.Argument(help="A study file (.yaml).")]
-Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time; by default one per core, two at most.")]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time; by default one per core, two at most.")
+]
 
 
 def register(app: typer.Typer) -> None:
     verbs = typer.Typer(help="Ablations with seeds and verdicts.", no_args_is_help=True, rich_markup_mode=None)
-    for name, verb in {"plan": plan, "run": run, "report": report}.items():
-        verbs.command(name)(verb)
+    verbs.command("plan")(plan)
+    verbs.command("run")(run)
+    verbs.command("report")(report)
     app.add_typer(verbs, name="study")
 
 
@@ -29,10 +32,22 @@ def plan(file: File, json: JsonFlag = False) -> None:
     runs = plan_study(study)
     mismatch = residual_mismatch(study, runs)
     if json:
-        listed = [{"arm": p.arm, "seed": p.seed, "identity": p.run.identity, "dir": str(p.dir), "finished": result_of(p) is not None} for p in runs]
+        listed = [
+            {
+                "arm": p.arm,
+                "seed": p.seed,
+                "identity": p.run.identity,
+                "dir": str(p.dir),
+                "finished": result_of(p) is not None,
+            }
+            for p in runs
+        ]
         emit_json({"study": study.name, "control": study.control, "runs": listed, "residual_mismatch": mismatch})
         return
-    table(["arm", "seed", "experiment", "finished"], [[p.arm, p.seed, p.run.identity, "yes" if result_of(p) else ""] for p in runs])
+    table(
+        ["arm", "seed", "experiment", "finished"],
+        [[p.arm, p.seed, p.run.identity, "yes" if result_of(p) else ""] for p in runs],
+    )
     for arm, figures in mismatch.items():
         typer.echo(f"{arm} against {study.control}: " + ", ".join(f"{k} {v:+.2f} %" for k, v in figures.items()))
 
@@ -51,7 +66,9 @@ def run(file: File, jobs: Jobs = None, json: JsonFlag = False) -> None:
     jobs = jobs or min(2, cores)
     runs = plan_study(study, threads=max(1, cores // jobs))
     out = console(json)
-    for experiment in {p.run.tokenizer.model_dump_json() + p.run.data.model_dump_json(exclude={"seed"}): p.run for p in runs}.values():
+    for experiment in {
+        p.run.tokenizer.model_dump_json() + p.run.data.model_dump_json(exclude={"seed"}): p.run for p in runs
+    }.values():
         prepare(experiment.data, experiment.tokenizer, experiment.impl.data_dir)  # once, not by every run
     run_study(runs, jobs=jobs, say=lambda text: out.print(text, markup=False, highlight=False))
     _show(*write_report(study, runs), json)

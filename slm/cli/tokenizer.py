@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
 
 def train(
     out: Annotated[Path, typer.Option(help="The tokenizer.json to write.")],
-    sources: Annotated[list[str] | None, typer.Argument(help="Text or jsonl files; none: the standard library's sources.")] = None,
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="Text or jsonl files; none: the standard library's sources.")
+    ] = None,
     vocab: Annotated[int, typer.Option(min=257)] = 4096,
     json: JsonFlag = False,
 ) -> None:
@@ -35,6 +37,15 @@ def train(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_durably(out, trained.to_bytes())
     if json:
-        emit_json({"path": str(out), "vocab_size": trained.vocab_size, "bytes_per_token": size / tokens, "sha256": trained.sha256})
+        emit_json(
+            {
+                "path": str(out),
+                "vocab_size": trained.vocab_size,
+                "bytes_per_token": size / tokens,
+                "sha256": trained.sha256,
+            }
+        )
     else:
-        typer.echo(f"{out}: {trained.vocab_size:,} tokens, {size / tokens:.2f} bytes per token on {len(sample)} documents")
+        typer.echo(
+            f"{out}: {trained.vocab_size:,} tokens, {size / tokens:.2f} bytes per token on {len(sample)} documents"
+        )

@@ -67,7 +67,9 @@ def _closing(summary, run, out) -> None:  # type: ignore[no-untyped-def]
         rows += [f"{name:>10} {value:.4f}" for name, value in summary["baselines"].items()]
         lines += ["Bits per byte on held-out documents", *(f"  {row}" for row in rows), ""]
     times = summary["times"]
-    lines.append(f"Time        prepare {times['prepare']:.1f} s, train {times['train']:.1f} s, finish {times['finish']:.1f} s")
+    lines.append(
+        f"Time        prepare {times['prepare']:.1f} s, train {times['train']:.1f} s, finish {times['finish']:.1f} s"
+    )
     for e in summary["export"]:
         proof = f"max |logit difference| {e['max_abs_diff']:.1e}" if e["verified"] else f"not exported: {e['error']}"
         lines.append(f"Export      {e['path'] or e['target']} ({proof})")

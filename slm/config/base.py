@@ -47,7 +47,9 @@ def _owner(schema: type[pydantic.BaseModel], loc: tuple[int | str, ...]) -> type
     owner = schema
     for key in loc[:-1]:
         field = owner.model_fields.get(str(key))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, pydantic.BaseModel)):
+        if field is None or not (
+            isinstance(field.annotation, type) and issubclass(field.annotation, pydantic.BaseModel)
+        ):
             break
         owner = field.annotation
     return owner

@@ -90,7 +90,9 @@ def apply(data: dict[str, Any], overrides: list[_Override], schema: type[C], sou
         elif place.registry is not None and isinstance(o.value, str):
             swaps += _swap(place, place.registry, o.value)
         elif "/" in o.key:
-            raise ConfigError(f"{o.text!r}: {place.path!r} is no slot for parts; write {place.path}=... to set its value.")
+            raise ConfigError(
+                f"{o.text!r}: {place.path!r} is no slot for parts; write {place.path}=... to set its value."
+            )
         else:
             notes += _clear_siblings(place)
             place.holder[place.key] = o.value
@@ -174,7 +176,12 @@ def _parse(text: str) -> _Override:
     if override.is_sweep_override():
         raise ConfigError(f"{text!r} names several values. Add -m to run them one after the other, or quote the value.")
     value = None if override.is_delete() else override.value()
-    return _Override(key, value, override.is_delete(), f"{key}={override.get_value_element_as_str()}" if not override.is_delete() else text)
+    return _Override(
+        key,
+        value,
+        override.is_delete(),
+        f"{key}={override.get_value_element_as_str()}" if not override.is_delete() else text,
+    )
 
 
 def _is_group(override: _Override, schema: type[Config]) -> bool:
@@ -186,7 +193,9 @@ def _is_group(override: _Override, schema: type[Config]) -> bool:
     if field is not None and Place(schema, override.key, {}, override.key).registry is not None:
         return False  # a slot at the top, such as the tokenizer: a part swap
     if override.value not in options:
-        raise ConfigError(f"{override.key}={override.value}: there is no such option. {suggest(override.value, options)}")
+        raise ConfigError(
+            f"{override.key}={override.value}: there is no such option. {suggest(override.value, options)}"
+        )
     return True
 
 
@@ -252,4 +261,6 @@ def import_plugins(modules: list[str]) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ConfigError(f"plugins: {module!r} can't be imported ({error}). Is it on PYTHONPATH or in this directory?") from None
+            raise ConfigError(
+                f"plugins: {module!r} can't be imported ({error}). Is it on PYTHONPATH or in this directory?"
+            ) from None

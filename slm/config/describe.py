@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import textwrap
 from typing import Any
 
@@ -24,7 +25,9 @@ def describe_part(name: str) -> list[dict[str, Any]]:
     """Fields, types, defaults and meanings of the part(s) of this name. Raises `ConfigError` for an unknown one."""
     found = [(slot, r.parts[name]) for slot, r in REGISTRIES.items() if name in r.parts]
     if not found:
-        raise ConfigError(f"There is no part {name!r}. {suggest(name, [p for r in REGISTRIES.values() for p in r.parts])}")
+        raise ConfigError(
+            f"There is no part {name!r}. {suggest(name, [p for r in REGISTRIES.values() for p in r.parts])}"
+        )
     return [
         {"slot": slot, "name": name, "summary": _summary(cls), "paper": cls.paper, "fields": _fields(cls)}
         for slot, cls in found
@@ -43,7 +46,14 @@ def _fields(cls: type[Part]) -> list[dict[str, Any]]:
         kind = getattr(field.annotation, "__name__", str(field.annotation)).replace("typing.", "")
         if " | " in str(field.annotation):
             kind = str(field.annotation)
-        rows.append({"name": name, "type": kind, "default": "from the width" if default == "None" else default, "meaning": meanings.get(name, "")})
+        rows.append(
+            {
+                "name": name,
+                "type": kind,
+                "default": "from the width" if default == "None" else default,
+                "meaning": meanings.get(name, ""),
+            }
+        )
     return rows
 
 
@@ -58,7 +68,7 @@ def _meanings(cls: type[Part]) -> dict[str, str]:
         except (OSError, TypeError, SyntaxError):
             continue
         statements = getattr(body, "body", [])
-        for field, text in zip(statements, statements[1:], strict=False):
+        for field, text in itertools.pairwise(statements):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 found[field.target.id] = " ".join(str(text.value.value).split())  # type: ignore[union-attr]
     return found

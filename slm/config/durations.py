@@ -63,8 +63,12 @@ class Duration:
             return round(self.value * params / batch_tokens)
         if self.unit == "%" and total_steps is not None:
             return round(self.value / 100 * total_steps)
-        raise ConfigError(f"A duration of '{self}' can't be turned into steps here; use steps, tokens or tokens_per_param.")
+        raise ConfigError(
+            f"A duration of '{self}' can't be turned into steps here; use steps, tokens or tokens_per_param."
+        )
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> cs.CoreSchema:
-        return cs.no_info_plain_validator_function(cls.parse, serialization=cs.plain_serializer_function_ser_schema(str))
+        return cs.no_info_plain_validator_function(
+            cls.parse, serialization=cs.plain_serializer_function_ser_schema(str)
+        )

@@ -50,7 +50,9 @@ def find_recipe(recipe: str) -> Path:
     known = list_recipes()
     if recipe not in known:
         there = ", ".join(known) or "none"
-        raise ConfigError(f"There is no recipe {recipe!r}. {suggest(recipe, known)} Recipes here: {there}; or give a path to a .yaml file.")
+        raise ConfigError(
+            f"There is no recipe {recipe!r}. {suggest(recipe, known)} Recipes here: {there}; or give a path to a .yaml file."
+        )
     return known[recipe]
 
 

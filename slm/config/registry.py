@@ -61,7 +61,9 @@ class Registry(Generic[P]):
 
         def add(cls: type[P]) -> type[P]:
             if name in self.parts and self.parts[name].__qualname__ != cls.__qualname__:
-                raise ConfigError(f"{self.slot} {name!r} is registered twice: {self.parts[name].__module__} and {cls.__module__}.")
+                raise ConfigError(
+                    f"{self.slot} {name!r} is registered twice: {self.parts[name].__module__} and {cls.__module__}."
+                )
             cls.part_name, cls.slot, cls.paper = name, self.slot, paper
             self.parts[name] = cls
             return cls
@@ -81,7 +83,9 @@ class Registry(Generic[P]):
         if isinstance(value, str):
             value = {"name": value}
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            raise ConfigError(f"{self.slot}: expected a name or a mapping with a 'name', got {value!r}. {suggest('', self.parts)}")
+            raise ConfigError(
+                f"{self.slot}: expected a name or a mapping with a 'name', got {value!r}. {suggest('', self.parts)}"
+            )
         cls = self.get(value["name"])
         try:
             return cls(**{k: v for k, v in value.items() if k != "name"})

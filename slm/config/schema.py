@@ -52,7 +52,9 @@ def locate(schema: type[Config], data: dict[str, Any], path: str) -> Place:
     for depth, key in enumerate(keys):
         where = ".".join(keys[: depth + 1])
         if key not in owner.model_fields:
-            raise ConfigError(f"Unknown key {where!r}. {suggest(key, owner.model_fields)}{_elsewhere(schema, key, path)}")
+            raise ConfigError(
+                f"Unknown key {where!r}. {suggest(key, owner.model_fields)}{_elsewhere(schema, key, path)}"
+            )
         place = Place(owner, key, holder, where)
         if depth == len(keys) - 1:
             return place
@@ -75,7 +77,9 @@ def _inside(place: Place) -> type[Config]:
         if name is None:
             default = place.field.get_default(call_default_factory=True)
             if default is None:
-                raise ConfigError(f"{place.path}: choose a part first, such as {place.path.replace('.', '/')}=<name>. {suggest('', place.registry.parts)}")
+                raise ConfigError(
+                    f"{place.path}: choose a part first, such as {place.path.replace('.', '/')}=<name>. {suggest('', place.registry.parts)}"
+                )
             name = default.part_name
         return place.registry.get(name)  # type: ignore[no-any-return]
     nested = _config_class(place.field.annotation)

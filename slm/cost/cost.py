@@ -32,7 +32,6 @@ class Cost:
         return Cost(self.params * times, self.flops * times, self.flops_per_key * times, self.kv_values * times)
 
     __rmul__ = __mul__
-    __radd__ = lambda self, other: self if other == 0 else self + other  # noqa: E731  (lets sum() work)
 
     def forward_flops(self, keys: float) -> float:
         """Forward FLOPs per token when a token attends to ``keys`` positions on average."""

@@ -30,21 +30,26 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
-        tensors = (self.tokens_BT, self.targets_BT, self.positions_BT, self.docs_BT)
-        return Batch(*(t.to(device, non_blocking=True) for t in tensors), self.first_row)
+        tokens, targets, positions, docs = (
+            t.to(device, non_blocking=True) for t in (self.tokens_BT, self.targets_BT, self.positions_BT, self.docs_BT)
+        )
+        return Batch(tokens, targets, positions, docs, self.first_row)
 
     def split(self, rows: int) -> Iterator["Batch"]:
         """Micro-batches of at most ``rows`` rows."""
         for i in range(0, len(self.tokens_BT), rows):
             part = slice(i, i + rows)
-            yield Batch(self.tokens_BT[part], self.targets_BT[part], self.positions_BT[part], self.docs_BT[part], self.first_row)
+            yield Batch(
+                self.tokens_BT[part], self.targets_BT[part], self.positions_BT[part], self.docs_BT[part], self.first_row
+            )
 
 
 def make_batch(plan: Plan, rows: range) -> Batch:
     """Tensors of the given rows of a plan."""
     read = [plan.row(n) for n in rows]
     stacks = (np.stack([getattr(r, name) for r in read]) for name in ("tokens", "targets", "positions", "docs"))
-    return Batch(*(torch.from_numpy(s) for s in stacks), rows.start)
+    tokens, targets, positions, docs = (torch.from_numpy(s) for s in stacks)
+    return Batch(tokens, targets, positions, docs, rows.start)
 
 
 class Loader:

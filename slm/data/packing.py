@@ -31,9 +31,7 @@ def pack(lengths: np.ndarray, seq_len: int, policy: str, window: int) -> Packed:
     predictions = lengths + 1
     if policy == "concat":
         return _concat(predictions, seq_len)
-    parts = [
-        _best_fit(predictions[i : i + window], i, seq_len) for i in range(0, len(predictions), window)
-    ]
+    parts = [_best_fit(predictions[i : i + window], i, seq_len) for i in range(0, len(predictions), window)]
     offsets = np.cumsum([0, *(len(p.doc) for p in parts[:-1])])
     return Packed(
         np.concatenate([p.doc for p in parts]),
@@ -92,5 +90,7 @@ def _best_fit(predictions: np.ndarray, first_doc: int, seq_len: int) -> Packed:
         doc + first_doc,
         np.concatenate([start_full, full[shared] * seq_len]),
         np.concatenate([np.full(len(doc_full), seq_len), rest[shared]]),
-        np.concatenate([np.arange(1, len(doc_full) + 1), len(doc_full) + np.cumsum([len(r) for r in rows], dtype=np.int64)]),
+        np.concatenate(
+            [np.arange(1, len(doc_full) + 1), len(doc_full) + np.cumsum([len(r) for r in rows], dtype=np.int64)]
+        ),
     )

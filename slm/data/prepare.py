@@ -42,12 +42,12 @@ def store_path(data: Data, tokenizer: TokenizerPart, data_dir: Path | str) -> Pa
         "heldout": data.heldout,
         "dedup": data.dedup,
     }
-    return Path(data_dir) / f"{data.source.part_name}-{tokenizer.part_name}{tokenizer.vocab_size}-{fingerprint(made_of)}"
+    return (
+        Path(data_dir) / f"{data.source.part_name}-{tokenizer.part_name}{tokenizer.vocab_size}-{fingerprint(made_of)}"
+    )
 
 
-def prepare(
-    data: Data, tokenizer: TokenizerPart, data_dir: Path | str, *, progress: Progress | None = None
-) -> Store:
+def prepare(data: Data, tokenizer: TokenizerPart, data_dir: Path | str, *, progress: Progress | None = None) -> Store:
     """Open the store of this source and tokenizer; make it first if it is missing.
 
     Safe under concurrency: one process builds, the others wait for it. Interrupted at any moment, it leaves

@@ -18,12 +18,22 @@ import pydantic
 from slm.config.errors import ConfigError, RunError, suggest
 from slm.config.registry import Part, Registry
 
-
 SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
 """Local files that slm reads."""
 
 _LEFT_OUT = frozenset(
-    "test tests idle_test idlelib encodings lib2to3 pydoc_data site-packages dist-packages __pycache__".split()
+    [
+        "test",
+        "tests",
+        "idle_test",
+        "idlelib",
+        "encodings",
+        "lib2to3",
+        "pydoc_data",
+        "site-packages",
+        "dist-packages",
+        "__pycache__",
+    ]
 )
 _GENERATED = ("_sysconfigdata", "_sysconfig_vars")
 

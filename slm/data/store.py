@@ -47,12 +47,16 @@ class Shard:
             path = self.path(suffix)
             if not path.is_file() or path.stat().st_size != size:
                 got = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
-                raise RunError(f"{path}: the manifest promises {size} bytes, but the file {got}. Remove the store and make it again.")
+                raise RunError(
+                    f"{path}: the manifest promises {size} bytes, but the file {got}. Remove the store and make it again."
+                )
         raw_idx = self.path(".idx").read_bytes()
         self.crc = np.frombuffer(self.path(".crc").read_bytes(), dtype="<u4")
         blocks = -(-expected[".tok"] // BLOCK)
         if len(self.crc) != blocks + 1 or zlib.crc32(raw_idx) != int(self.crc[-1]):
-            raise RunError(f"{self.path('.idx')}: checksum differs from {self.path('.crc').name}. Remove the store and make it again.")
+            raise RunError(
+                f"{self.path('.idx')}: checksum differs from {self.path('.crc').name}. Remove the store and make it again."
+            )
         self.ends = np.frombuffer(raw_idx, dtype="<u8").astype(np.int64)
         self.starts = np.concatenate([np.zeros(1, np.int64), self.ends[:-1]]) if len(self.ends) else self.ends
         self.tokens = np.memmap(self.path(".tok"), dtype=dtype, mode="r") if entry["tokens"] else np.empty(0, dtype)
@@ -144,7 +148,9 @@ class Store:
         self.manifest = _read_manifest(path)
         raw = (path / "tokenizer.json").read_bytes()
         if hashlib.sha256(raw).hexdigest() != self.manifest["tokenizer"]["sha256"]:
-            raise RunError(f"{path / 'tokenizer.json'}: not the tokenizer that this store was made with. Make the store again.")
+            raise RunError(
+                f"{path / 'tokenizer.json'}: not the tokenizer that this store was made with. Make the store again."
+            )
         self.tokenizer = Tokenizer.from_bytes(raw)
         dtype = np.dtype(self.manifest["dtype"])
         self.splits = {
@@ -190,7 +196,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise RunError(f"{file}: not valid JSON ({error}). Remove the store and make it again.") from None
     if manifest.get("format") != FORMAT:
-        raise RunError(f"{file}: written in format {manifest.get('format')!r}; this slm reads format {FORMAT}. Make the store again.")
+        raise RunError(
+            f"{file}: written in format {manifest.get('format')!r}; this slm reads format {FORMAT}. Make the store again."
+        )
     return manifest  # type: ignore[no-any-return]
 
 

@@ -73,9 +73,7 @@ def evaluate(
                 targets_BT[i, : len(targets)] = torch.tensor(targets)
             hidden_BTD = model(tokens_BT.to(device))
             nats += float(model.loss(hidden_BTD, targets_BT.to(device)).nll)
-    return BitsPerByte(
-        nats / math.log(2), sum(d.bytes for d in docs), sum(len(d.tokens) for d in docs), len(docs)
-    )
+    return BitsPerByte(nats / math.log(2), sum(d.bytes for d in docs), sum(len(d.tokens) for d in docs), len(docs))
 
 
 def store_of(config: dict[str, Any]) -> Path:

@@ -44,7 +44,7 @@ class Target:
 
 def choose(model: Model) -> tuple[Target | None, dict[str, str]]:
     """The first target that fits, and for every target that doesn't, why."""
-    reasons = {}
+    reasons: dict[str, str] = {}
     for target in TARGETS:
         reason = target.fits(model)
         if reason is None:
@@ -95,7 +95,8 @@ def _fits_qwen3(model: Model) -> str | None:
 def _config(model: Model) -> dict[str, Any]:
     """The fields that Llama and Qwen3 share."""
     attention, position, norm = model.attention, model.position, model.norm
-    assert isinstance(attention, _Softmax) and isinstance(position, Rope)
+    assert isinstance(attention, _Softmax)
+    assert isinstance(position, Rope)
     return {
         "vocab_size": model.vocab,
         "hidden_size": model.dim,

@@ -8,7 +8,7 @@ from typing import Self
 import pydantic
 
 from slm.config.base import Config
-from slm.cost.cost import ModelCost
+from slm.cost.cost import Cost, ModelCost
 from slm.model.attention import AttentionSlot
 from slm.model.attention.softmax import GroupedQuery
 from slm.model.auxiliary import AuxSlot, NoAux
@@ -71,9 +71,9 @@ class Model(Config):
         first = self.contexts[0]
         parts = {
             "embedding": embedding,
-            "attention": sum(c.attention.cost(c) for c in self.contexts),
-            "ffn": sum(c.ffn.cost(c) for c in self.contexts),
-            "norms": sum(self.residual.cost(c) for c in self.contexts) + self.norm.cost(first),
+            "attention": sum((c.attention.cost(c) for c in self.contexts), Cost()),
+            "ffn": sum((c.ffn.cost(c) for c in self.contexts), Cost()),
+            "norms": sum((self.residual.cost(c) for c in self.contexts), Cost()) + self.norm.cost(first),
             "position": self.position.cost(first),
             "head": head,
         }

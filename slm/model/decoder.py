@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from slm_kernels import linear_cross_entropy
 from torch import Tensor, nn
 
 from slm.model.cache import KVCache
 from slm.model.config import Model
 from slm.model.sequence import Mask, Sequence
+from slm_kernels import linear_cross_entropy
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,9 @@ class Mask:
     def bias(self, dtype: torch.dtype) -> Tensor | None:
         """`allowed` as something to add to scores: 0 or -inf. Made once per forward pass; None when all is allowed."""
         if self._bias is None and self.allowed is not None:
-            self._bias = torch.zeros(self.allowed.shape, dtype=dtype, device=self.device).masked_fill_(~self.allowed, float("-inf"))
+            self._bias = torch.zeros(self.allowed.shape, dtype=dtype, device=self.device).masked_fill_(
+                ~self.allowed, float("-inf")
+            )
         return self._bias
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 _INK = "#123456"
 """Stands for the page's text colour; replaced by ``currentColor`` in the finished SVG."""
@@ -40,14 +41,14 @@ def draw(chart: Chart) -> str:
     """The chart as an ``<svg>`` element without width or height, so that the page scales it."""
     import matplotlib
 
-    style = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "svg.hashsalt": "slm"}
+    style: Any = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "svg.hashsalt": "slm"}
     with matplotlib.rc_context(style):
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8.4, 3.6) if chart.wide else (4.1, 2.4), layout="constrained")
         axes = figure.add_subplot()
         for line, colour in zip(chart.lines, COLOURS * 3, strict=False):
-            style_of = {"marker": "o", "markersize": 3.5} if line.marked else {}
+            style_of: dict[str, Any] = {"marker": "o", "markersize": 3.5} if line.marked else {}
             axes.plot(line.x, line.y, color=colour, linewidth=1.8, label=line.label, **style_of)
             if len(line.low):
                 axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)

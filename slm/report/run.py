@@ -45,14 +45,18 @@ def bpb_chart(train: list[dict[str, Any]], evals: list[dict[str, Any]], baseline
         lines.append(Line("held-out rows", x, [r["heldout_bpb"] for r in evals], marked=True))
     values = [v for line in lines for v in line.y] + list(baselines.values())
     top = min(max(values), 3.2)  # the first steps would flatten all that follows
-    return Chart("training tokens (millions)", "bits per byte", lines, baselines, y_range=(min(values) - 0.12, top + 0.05))
+    return Chart(
+        "training tokens (millions)", "bits per byte", lines, baselines, y_range=(min(values) - 0.12, top + 0.05)
+    )
 
 
 def _charts(train: list[dict[str, Any]], evals: list[dict[str, Any]], baselines: dict[str, float]) -> dict[str, str]:
     tokens = [r["tokens"] / 1e6 for r in train]
 
     def small(key: str, label: str) -> str:
-        return draw(Chart("training tokens (millions)", label, [Line(key, tokens, [r[key] for r in train])], wide=False))
+        return draw(
+            Chart("training tokens (millions)", label, [Line(key, tokens, [r[key] for r in train])], wide=False)
+        )
 
     return {
         "bpb": draw(bpb_chart(train, evals, baselines)),

@@ -43,9 +43,13 @@ class Study(Config):
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
         if self.control not in self.arms:
-            raise ConfigError(f"study {self.name}: control {self.control!r} is no arm. {suggest(self.control, self.arms)}")
+            raise ConfigError(
+                f"study {self.name}: control {self.control!r} is no arm. {suggest(self.control, self.arms)}"
+            )
         if len(set(self.seeds)) != len(self.seeds):
-            raise ConfigError(f"study {self.name}: a seed occurs twice in {list(self.seeds)}; the runs would be the same.")
+            raise ConfigError(
+                f"study {self.name}: a seed occurs twice in {list(self.seeds)}; the runs would be the same."
+            )
         return self
 
 
@@ -88,7 +92,13 @@ def plan_study(study: Study, *, threads: int | None = None, root: Path | str = "
     planned = []
     for seed in study.seeds:
         for arm, overrides in study.arms.items():
-            fixed = [f"train.seed={seed}", f"data.seed={seed}", "finish.samples=0", "finish.export=[]", "finish.report=false"]
+            fixed = [
+                f"train.seed={seed}",
+                f"data.seed={seed}",
+                "finish.samples=0",
+                "finish.export=[]",
+                "finish.report=false",
+            ]
             own = compose(study.recipe, [*study.overrides, *overrides, *fixed], schema=Run).config
             folder = study_dir(study, root) / own.identity
             run = own.with_(

@@ -31,11 +31,15 @@ def report(study: Study, runs: Sequence[Planned]) -> dict[str, Any]:
     }
     missing = [f"{arm} seed {seed}" for (arm, seed), s in summaries.items() if s is None]
     if not results[study.control] or all(not v for arm, v in results.items() if arm != study.control):
-        raise RunError(f"study {study.name}: nothing to compare yet. Missing: {', '.join(missing)}. Run `slm study run` first.")
+        raise RunError(
+            f"study {study.name}: nothing to compare yet. Missing: {', '.join(missing)}. Run `slm study run` first."
+        )
     comparisons, noise = compare(results, study.control, margin=study.margin, confidence=study.confidence)
     mismatch = residual_mismatch(study, runs)
     control = results[study.control]
-    arms = [{"name": study.control, "n": len(control), "loss": sum(control.values()) / len(control), "verdict": "control"}]
+    arms = [
+        {"name": study.control, "n": len(control), "loss": sum(control.values()) / len(control), "verdict": "control"}
+    ]
     for c in comparisons:
         arms.append(
             {
@@ -61,7 +65,15 @@ def report(study: Study, runs: Sequence[Planned]) -> dict[str, Any]:
         "confidence": study.confidence,
         "seeds": list(study.seeds),
         "missing": missing,
-        "runs": [{"arm": p.arm, "seed": p.seed, "identity": p.run.identity, "bpb": (summaries[p.arm, p.seed] or {}).get("bpb")} for p in runs],
+        "runs": [
+            {
+                "arm": p.arm,
+                "seed": p.seed,
+                "identity": p.run.identity,
+                "bpb": (summaries[p.arm, p.seed] or {}).get("bpb"),
+            }
+            for p in runs
+        ],
     }
 
 
@@ -79,10 +91,14 @@ def residual_mismatch(study: Study, runs: Sequence[Planned]) -> dict[str, dict[s
         }
 
     base = figures(study.control)
-    return {arm: {k: 100 * (v / base[k] - 1) for k, v in figures(arm).items()} for arm in study.arms if arm != study.control}
+    return {
+        arm: {k: 100 * (v / base[k] - 1) for k, v in figures(arm).items()} for arm in study.arms if arm != study.control
+    }
 
 
-def write_report(study: Study, runs: Sequence[Planned], root: Path | str = "runs/studies") -> tuple[dict[str, Any], Path]:
+def write_report(
+    study: Study, runs: Sequence[Planned], root: Path | str = "runs/studies"
+) -> tuple[dict[str, Any], Path]:
     """Write ``report.html`` and ``report.json`` into the study's directory; returns the JSON and the page's path."""
     result = report(study, runs)
     folder = study_dir(study, root)
@@ -94,7 +110,9 @@ def write_report(study: Study, runs: Sequence[Planned], root: Path | str = "runs
         "training tokens (millions)", "held-out bits per byte", lines,
         y_range=(min(v for line in lines for v in line.low) - 0.05, top[int(0.95 * (len(top) - 1))] + 0.05),
     )  # fmt: skip
-    page = render("study.html.j2", title=study.name, result=result, notes=notes, charts={"curves": draw(chart)} if lines else {})
+    page = render(
+        "study.html.j2", title=study.name, result=result, notes=notes, charts={"curves": draw(chart)} if lines else {}
+    )
     return result, write(folder / "report.html", page)
 
 
@@ -123,8 +141,18 @@ def _evaluations(planned: Planned) -> dict[int, float]:
 def _sentence(study: Study, c: Any) -> str:
     low, high = c.ci or (float("nan"), float("nan"))
     text = VERDICTS[c.verdict].format(
-        arm=c.name, control=study.control, delta=c.delta, low=low, high=high, level=study.confidence, margin=study.margin
+        arm=c.name,
+        control=study.control,
+        delta=c.delta,
+        low=low,
+        high=high,
+        level=study.confidence,
+        margin=study.margin,
     )
     if c.verdict == "undecided":
-        text += f", {study.confidence:.0%} interval [{low:+.4f}, {high:+.4f}]; more seeds are needed" if c.ci else "; two seeds or more are needed"
+        text += (
+            f", {study.confidence:.0%} interval [{low:+.4f}, {high:+.4f}]; more seeds are needed"
+            if c.ci
+            else "; two seeds or more are needed"
+        )
     return text + "."

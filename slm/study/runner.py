@@ -44,9 +44,7 @@ def result_of(planned: Planned) -> dict[str, Any] | None:
     return summary if summary.get("identity") == planned.run.identity and summary.get("bpb") is not None else None
 
 
-def run_study(
-    runs: list[Planned], *, jobs: int, say: Callable[[str], None], command: Command = train_command
-) -> None:
+def run_study(runs: list[Planned], *, jobs: int, say: Callable[[str], None], command: Command = train_command) -> None:
     """Make all runs that aren't finished, ``jobs`` at a time.
 
     Raises:
@@ -73,7 +71,9 @@ def run_study(
                     say(f"FAILED {planned.arm} seed {planned.seed} (exit code {process.returncode})")
                     continue
                 done += 1
-                say(f"[{done}/{total}] {planned.arm} seed {planned.seed}: {result['bpb']:.4f} bits per byte in {time.monotonic() - began:.0f} s")
+                say(
+                    f"[{done}/{total}] {planned.arm} seed {planned.seed}: {result['bpb']:.4f} bits per byte in {time.monotonic() - began:.0f} s"
+                )
     finally:  # Ctrl-C, or a failure here: let them save and leave
         for process, _ in active.values():
             process.send_signal(signal.SIGTERM)

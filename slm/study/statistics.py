@@ -52,12 +52,15 @@ def compare(
 ) -> tuple[list[Comparison], Noise]:
     """Compare every arm with the control. ``results``: arm -> seed -> measure (less is better)."""
     base = results[control]
-    pairs = {arm: [v[s] - base[s] for s in sorted(v.keys() & base.keys())] for arm, v in results.items() if arm != control}
+    pairs = {
+        arm: [v[s] - base[s] for s in sorted(v.keys() & base.keys())] for arm, v in results.items() if arm != control
+    }
     noise = _noise(pairs, confidence)
     found = [_compare(arm, d, results[arm], noise, margin, confidence) for arm, d in pairs.items() if d]
     adjusted = _holm([c.p for c in found])
     return [
-        replace(c, p_adjusted=p, verdict=_verdict(c, p, noise, margin, confidence)) for c, p in zip(found, adjusted, strict=True)
+        replace(c, p_adjusted=p, verdict=_verdict(c, p, noise, margin, confidence))
+        for c, p in zip(found, adjusted, strict=True)
     ], noise
 
 

@@ -63,7 +63,9 @@ class LossModule(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens_BT: Tensor, targets_BT: Tensor, positions_BT: Tensor, docs_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens_BT: Tensor, targets_BT: Tensor, positions_BT: Tensor, docs_BT: Tensor
+    ) -> tuple[Tensor, Tensor]:
         hidden_BTD = self.model(tokens_BT, positions_BT=positions_BT, docs_BT=docs_BT)
         sums = self.model.loss(hidden_BTD, targets_BT)
         return sums.loss, sums.nll

@@ -29,7 +29,9 @@ class MetricsLog:
         try:
             self._file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise RunError(f"Can't write {self.path}: {error.strerror}. Checkpoints written before stay valid.") from None
+            raise RunError(
+                f"Can't write {self.path}: {error.strerror}. Checkpoints written before stay valid."
+            ) from None
 
     def flush(self) -> None:
         """Wait until all records are on the disk: before a checkpoint that relies on them."""

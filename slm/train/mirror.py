@@ -16,7 +16,15 @@ from slm.train.config import Wandb
 class Mirror:
     """Sends records to Weights & Biases under an id that a resumed run takes up again."""
 
-    def __init__(self, config: Wandb, run_dir: Path, name: str, identity: str, experiment: dict[str, Any], warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: Wandb,
+        run_dir: Path,
+        name: str,
+        identity: str,
+        experiment: dict[str, Any],
+        warn: Callable[[str], None],
+    ) -> None:
         self._warn, self._run = warn, None
         if config.mode == "off":
             return
@@ -27,7 +35,7 @@ class Mirror:
             self._run = wandb.init(
                 project=config.project,
                 entity=config.entity,
-                mode=config.mode,
+                mode="online" if config.mode == "online" else "offline",
                 dir=str(run_dir),
                 name=name,
                 id=f"{name}-{identity}".replace("/", "-"),
@@ -51,7 +59,7 @@ class Mirror:
     def _guard(self, action: Callable[[], Any]) -> None:
         try:
             action()
-        except BaseException as error:  # noqa: BLE001  wandb also raises SystemExit and its own CommError
+        except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
             self._run = None

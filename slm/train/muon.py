@@ -61,7 +61,9 @@ class MuonOptimizer(torch.optim.Optimizer):
     def _step_stack(self, group: dict[str, Any], shape: torch.Size, params: list[Tensor]) -> None:
         """Update all matrices of one shape."""
         keep = 1.0 if self.found_inf is None else 1.0 - self.found_inf  # 0 when the gradient is not finite
-        grads = [torch.nan_to_num(p.grad, 0.0, 0.0, 0.0) if self.found_inf is not None else p.grad for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
+        if self.found_inf is not None:
+            grads = [torch.nan_to_num(grad, 0.0, 0.0, 0.0) for grad in grads]
         momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
         for moment, grad in zip(momenta, grads, strict=True):
             moment.add_((grad - moment) * ((1 - group["momentum"]) * keep))

@@ -62,7 +62,9 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     name = next(d for d in available if available[d]) if wanted == "auto" else wanted
     if not available[name]:
-        raise ConfigError(f"impl.device={name}: torch finds no such device here. Use impl.device=auto; `slm doctor` shows what there is.")
+        raise ConfigError(
+            f"impl.device={name}: torch finds no such device here. Use impl.device=auto; `slm doctor` shows what there is."
+        )
     return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
 
 

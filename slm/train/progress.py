@@ -17,8 +17,10 @@ class TrainProgress(Protocol):
     def start(self, title: str, first_step: int, total_steps: int) -> None: ...
     def update(self, record: dict[str, Any]) -> None:
         """A training or evaluation record, as written to metrics.jsonl."""
+
     def say(self, text: str) -> None:
         """A sentence: resumed from, a warning."""
+
     def close(self) -> None: ...
 
 
@@ -44,7 +46,9 @@ class Lines:
     def update(self, record: dict[str, Any]) -> None:
         self.clock.see(record)
         cells = " | ".join(f"{name} {value}" for name, value in cells_of(record, self.clock))
-        self.console.print(f"step {record['step']}/{self.clock.total} | {cells}", markup=False, highlight=False, soft_wrap=True)
+        self.console.print(
+            f"step {record['step']}/{self.clock.total} | {cells}", markup=False, highlight=False, soft_wrap=True
+        )
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
@@ -89,7 +93,9 @@ class Display:
         table = Table.grid(padding=(0, 3))
         names, values = list(self.cells), list(self.cells.values())
         for i in range(0, len(names), 4):
-            table.add_row(*(f"[dim]{n}[/] [bold]{v}[/]" for n, v in zip(names[i : i + 4], values[i : i + 4], strict=True)))
+            table.add_row(
+                *(f"[dim]{n}[/] [bold]{v}[/]" for n, v in zip(names[i : i + 4], values[i : i + 4], strict=True))
+            )
         return Group(self.bar, table)
 
 
@@ -113,7 +119,11 @@ class Clock:
         if not done:
             return "?"
         left = (time.monotonic() - self.began) / done * (self.total - self.step)
-        return f"{int(left // 3600)}h{int(left % 3600 // 60):02d}m" if left >= 3600 else f"{int(left // 60)}m{int(left % 60):02d}s"
+        return (
+            f"{int(left // 3600)}h{int(left % 3600 // 60):02d}m"
+            if left >= 3600
+            else f"{int(left // 60)}m{int(left % 60):02d}s"
+        )
 
 
 def cells_of(record: dict[str, Any], clock: Clock) -> list[tuple[str, str]]:

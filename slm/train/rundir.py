@@ -36,7 +36,9 @@ def claimed(run: "Run", run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RunError(f"{run_dir} is in use: another process is training there. Wait for it, or set log.dir or name.") from None
+            raise RunError(
+                f"{run_dir} is in use: another process is training there. Wait for it, or set log.dir or name."
+            ) from None
         refuse_other_experiment(run, run_dir)
         (run_dir / "config.yaml").write_text(dump_yaml(run.model_dump(mode="json"), run.notes))
         yield

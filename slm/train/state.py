@@ -99,7 +99,7 @@ def resume(state: TrainState, run_dir: Path, world: World) -> bool:
 
 def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
     """Optimiser state as "<parameter>/<name>" tensors."""
-    names = {p: name for name, p in state.model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in state.model.named_parameters()}
     return {
         f"{names[p]}/{key}": value
         for optimizer in state.optimizers

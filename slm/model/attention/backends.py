@@ -22,7 +22,9 @@ MATMUL_MAX_KEYS = 512
 """Above this the scores no longer fit into a CPU's cache and SDPA is the faster one."""
 
 
-def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, mask: Mask, *, scale: float, backend: str = "auto") -> Tensor:
+def attend(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, mask: Mask, *, scale: float, backend: str = "auto"
+) -> Tensor:
     """softmax(q k^T scale) v with G key/value heads shared by H query heads. Returns (B, H, T, V)."""
     if backend == "auto":
         short = k_BGSK.shape[2] <= MATMUL_MAX_KEYS and q_BHTK.shape[2] > 1

@@ -17,7 +17,9 @@ from slm.model.sequence import Sequence
 class SoftmaxAttention(nn.Module):
     """Causal attention within documents; ``kv_heads`` key/value heads serve ``heads`` query heads."""
 
-    def __init__(self, dim: int, heads: int, kv_heads: int, head_dim: int, q_norm: nn.Module | None, k_norm: nn.Module | None) -> None:
+    def __init__(
+        self, dim: int, heads: int, kv_heads: int, head_dim: int, q_norm: nn.Module | None, k_norm: nn.Module | None
+    ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.q = nn.Linear(dim, heads * head_dim, bias=False)
@@ -58,7 +60,9 @@ class _Softmax(AttentionPart):
     def _resolve_heads(self, dim: int) -> dict[str, int]:
         heads = self.heads or max(1, dim // 64)
         if self.head_dim is None and dim % heads:
-            raise refuse(self, f"heads={heads} doesn't divide model.dim={dim}. Choose a divisor of {dim}, or set head_dim.")
+            raise refuse(
+                self, f"heads={heads} doesn't divide model.dim={dim}. Choose a divisor of {dim}, or set head_dim."
+            )
         return {"heads": heads, "head_dim": self.head_dim or dim // heads}
 
     def build(self, ctx: BuildContext) -> nn.Module:
@@ -92,7 +96,9 @@ class GroupedQuery(_Softmax):
         heads = shape["heads"]
         kv_heads = self.kv_heads or max(d for d in range(1, max(1, heads // 3) + 1) if heads % d == 0)
         if kv_heads > heads:
-            raise refuse(self, f"kv_heads={kv_heads} is more than heads={heads}. A key/value head serves one query head or more.")
+            raise refuse(
+                self, f"kv_heads={kv_heads} is more than heads={heads}. A key/value head serves one query head or more."
+            )
         if heads % kv_heads:
             raise refuse(self, f"kv_heads={kv_heads} doesn't divide heads={heads}. Choose a divisor of {heads}.")
         return self.with_(**shape, kv_heads=kv_heads)

@@ -1,0 +1,48 @@
+# make demo   train a small model from nothing and show what came out
+# make test   the whole test suite
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+INPUTS := pyproject.toml constraints.txt hatch_build.py
+
+.PHONY: demo test test-fast lint format wheel clean
+
+demo: $(VENV)/.user
+	$(BIN)/slm train quickstart
+	@echo
+	@echo "Open runs/quickstart/report.html in a browser. The commands above are in $(BIN); activate it with: . $(BIN)/activate"
+
+test: $(VENV)/.dev
+	$(BIN)/pytest
+
+test-fast: $(VENV)/.dev
+	$(BIN)/pytest -m "not slow"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m build --wheel
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "slm needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.user: $(BIN)/python $(INPUTS)
+	$(PIP) install -q -c constraints.txt -e '.[hf]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python $(INPUTS)
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.user
+
+clean:
+	rm -rf $(VENV) build dist runs data .pytest_cache .mypy_cache .ruff_cache .hypothesis
