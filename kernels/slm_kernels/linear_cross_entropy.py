@@ -54,7 +54,8 @@ def reference(
     x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, ignore_index: int = -100, z_loss: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """The same from torch's own operations: the oracle of the tests."""
-    logits_NV = torch.nn.functional.linear(x_ND, weight_VD).float()
+    logits_NV = torch.nn.functional.linear(x_ND, weight_VD)
+    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))  # fp64 stays fp64
     nll = torch.nn.functional.cross_entropy(logits_NV, targets_N, ignore_index=ignore_index, reduction="sum")
     lse_N = logits_NV.logsumexp(-1)[targets_N != ignore_index]
     return nll + z_loss * lse_N.square().sum(), nll.detach()

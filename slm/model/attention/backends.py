@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -52,14 +51,9 @@ def _matmul(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, mask: Mask, scale: f
     bias = mask.bias(scores.dtype)
     if bias is not None:  # added, not filled: an addition's gradient is free
         scores = scores + bias
-    weights = _softmax(scores).view(B, G, H // G * T, S)
+    # Asked for in the scores' own dtype (the sums inside are fp32): autocast would convert to fp32 and back.
+    weights = scores.softmax(-1, dtype=scores.dtype).view(B, G, H // G * T, S)
     return (weights @ v_BGSV).view(B, H, T, v_BGSV.shape[-1])
-
-
-def _softmax(scores: Tensor) -> Tensor:
-    """Softmax in the scores' own dtype (its sums are fp32 inside); autocast would convert to fp32 and back."""
-    with torch.autocast(scores.device.type, enabled=False):
-        return scores.softmax(-1)
 
 
 BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Mask, float], Tensor]] = {"sdpa": _sdpa, "matmul": _matmul}

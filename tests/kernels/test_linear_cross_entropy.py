@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from slm_kernels import linear_cross_entropy
+from slm_kernels.linear_cross_entropy import reference
+
+
+def problem(rows: int = 37, dim: int = 16, vocab: int = 101, seed: int = 0):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, dim, generator=g, dtype=torch.float64).requires_grad_()
+    w = torch.randn(vocab, dim, generator=g, dtype=torch.float64).requires_grad_()
+    y = torch.randint(vocab, (rows,), generator=g)
+    y[::5] = -100
+    y[1], y[2] = 0, vocab - 1
+    return x, w, y
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+@pytest.mark.parametrize("block_bytes", [1, 20 * 4 * 101, 1 << 30])
+def test_value_and_gradients_match_the_reference(z_loss: float, block_bytes: int) -> None:
+    x, w, y = problem()
+    ours, nll = linear_cross_entropy(x.float(), w.float(), y, z_loss=z_loss, block_bytes=block_bytes)
+    wanted, wanted_nll = reference(x, w, y, z_loss=z_loss)
+    torch.testing.assert_close(ours.double(), wanted, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(nll.double(), wanted_nll.double(), rtol=1e-5, atol=1e-4)
+    gx, gw = torch.autograd.grad(ours * 0.37, [x, w])
+    wx, ww = torch.autograd.grad(wanted * 0.37, [x, w])
+    torch.testing.assert_close(gx, wx, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gw, ww, rtol=1e-4, atol=1e-5)
+
+
+def test_all_ignored_is_zero_with_zero_gradients() -> None:
+    x, w, y = problem()
+    loss, _ = linear_cross_entropy(x.float(), w.float(), torch.full_like(y, -100))
+    assert loss == 0
+    assert all(g.abs().max() == 0 for g in torch.autograd.grad(loss, [x, w]))
+
+
+def test_extreme_logits_stay_finite() -> None:
+    x, w, y = problem()
+    loss, _ = linear_cross_entropy((x * 1e4).float(), w.float(), y)
+    assert torch.isfinite(loss)
+
+
+def test_inputs_are_not_modified_and_no_grad_agrees() -> None:
+    x, w, y = problem()
+    before = [t.clone() for t in (x, w, y)]
+    a, _ = linear_cross_entropy(x.float(), w.float(), y)
+    with torch.no_grad():
+        b, _ = linear_cross_entropy(x.float(), w.float(), y)
+    assert a == b
+    assert all(torch.equal(t, s) for t, s in zip((x, w, y), before, strict=True))
+
+
+def test_autocast_is_as_exact_as_torchs_own_bf16() -> None:
+    x, w, y = problem(rows=256, dim=64)
+    exact = reference(x, w, y)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, _ = linear_cross_entropy(x.float(), w.float(), y)
+        theirs, _ = reference(x.float(), w.float(), y)
+    assert abs(ours - exact) <= 2 * abs(theirs - exact) + 1e-3 * abs(exact)
+    assert torch.autograd.grad(ours, w)[0].dtype == torch.float64
