@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from slm.config.errors import ConfigError, RunError
+from slm.data.config import Data
+from slm.data.prepare import is_heldout, prepare, store_path
+from slm.data.sources import Local, Synthetic
+from slm.data.store import Store
+from slm.data.tokenizer import Bytes, BytePairs
+
+SOURCE = Synthetic(count=200, length=60)
+DATA = Data(source=SOURCE, seq_len=64, heldout=0.1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return prepare(DATA, BytePairs(vocab=300), tmp_path / "data")
+
+
+def test_every_document_is_there_once_with_its_exact_text(store: Store) -> None:
+    texts = {d.id: d.text for d in SOURCE.documents()}
+    stored = [d for split in ("train", "heldout") for d in store.documents(split)]
+    assert sorted(d.id for d in stored) == sorted(texts)
+    for doc in stored:
+        assert store.tokenizer.decode_bytes(doc.tokens) == texts[doc.id].encode()
+        assert doc.bytes == len(texts[doc.id].encode())
+    assert {d.id for d in store.documents("heldout")} == {i for i in texts if is_heldout(i, 0.1)}
+
+
+def test_reopened_not_remade(store: Store, tmp_path: Path) -> None:
+    before = (store.path / "manifest.json").stat().st_mtime_ns
+    again = prepare(DATA, BytePairs(vocab=300), tmp_path / "data")
+    assert (again.path / "manifest.json").stat().st_mtime_ns == before
+    assert [p.name for p in (tmp_path / "data").iterdir()] == [store.path.name]  # no locks, no leftovers
+
+
+def test_the_same_input_gives_the_same_bytes(store: Store, tmp_path: Path) -> None:
+    other = prepare(DATA, BytePairs(vocab=300), tmp_path / "other")
+    for file in sorted(p for p in store.path.rglob("*") if p.is_file()):
+        assert file.read_bytes() == (other.path / file.relative_to(store.path)).read_bytes(), file.name
+
+
+def test_other_sources_and_tokenizers_get_other_stores(tmp_path: Path) -> None:
+    paths = {
+        store_path(DATA, BytePairs(vocab=300), "data"),
+        store_path(DATA, BytePairs(vocab=301), "data"),
+        store_path(DATA, Bytes(), "data"),
+        store_path(DATA.with_(source=Synthetic(seed=1)), Bytes(), "data"),
+        store_path(DATA.with_(heldout=0.2), Bytes(), "data"),
+    }
+    assert len(paths) == 5
+    assert store_path(DATA.with_(seq_len=32, seed=9), Bytes(), "data") in paths  # rows are the plan's business
+
+
+def test_duplicates_and_empty_documents_are_dropped_and_counted(tmp_path: Path) -> None:
+    lines = [{"text": t, "id": str(i)} for i, t in enumerate(["a b c"] * 3 + ["", "d"] + [f"x{i}" for i in range(60)])]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = prepare(DATA.with_(source=Local(paths=("a.jsonl",))), Bytes(), tmp_path / "data")
+    assert made.manifest["dropped"] == {"empty": 1, "duplicate": 2}
+
+
+@pytest.mark.parametrize("suffix", [".tok", ".idx", ".meta"])
+def test_one_flipped_bit_is_named(store: Store, suffix: str) -> None:
+    shard = next((store.path / "shards").glob(f"*{suffix}"))
+    raw = bytearray(shard.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    shard.write_bytes(raw)
+    with pytest.raises(RunError, match=shard.name):
+        Store.open(store.path).verify()
+    if suffix == ".tok":
+        with pytest.raises(RunError, match=r"block 0 \(bytes 0 to"):
+            list(Store.open(store.path).documents("train"))
+
+
+def test_truncated_shard_and_missing_manifest_are_refused(store: Store) -> None:
+    shard = store.path / "shards" / "00000.tok"
+    shard.write_bytes(shard.read_bytes()[:-2])
+    with pytest.raises(RunError, match="promises"):
+        Store.open(store.path)
+    (store.path / "manifest.json").unlink()
+    with pytest.raises(RunError, match="not finished"):
+        Store.open(store.path)
+    with pytest.raises(RunError, match="does not exist"):
+        Store.open(store.path / "nowhere")
+
+
+def test_other_format_and_other_tokenizer_are_refused(store: Store) -> None:
+    manifest = json.loads((store.path / "manifest.json").read_text())
+    (store.path / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
+    with pytest.raises(RunError, match="format 99"):
+        Store.open(store.path)
+    (store.path / "manifest.json").write_text(json.dumps(manifest))
+    (store.path / "tokenizer.json").write_bytes(b"{}")
+    with pytest.raises(RunError, match="not the tokenizer"):
+        Store.open(store.path)
+
+
+def test_no_documents_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ConfigError, match="no training documents"):
+        prepare(DATA.with_(source=Local(paths=("empty.jsonl",))), Bytes(), tmp_path / "data")
+    assert not [p for p in (tmp_path / "data").iterdir() if p.is_dir()]
+
+
+def test_kill_in_the_middle_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+    code = (
+        "from slm.data.prepare import prepare; from slm.data.config import Data\n"
+        "from slm.data.tokenizer import BytePairs\n"
+        "prepare(Data(heldout=0.05), BytePairs(vocab=1000), 'data', progress=lambda *a: print(a[0], flush=True))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "reading"
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list((tmp_path / "data").glob("*/manifest.json"))
+    assert prepare(DATA, Bytes(), tmp_path / "data").split("train").tokens > 0
