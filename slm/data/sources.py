@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import platform
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
@@ -122,23 +121,22 @@ class Local(SourcePart):
                 yield from self._lines(path)
 
     def _lines(self, path: Path) -> Iterator[Document]:
-        with _open(path) as lines:
-            for number, raw in enumerate(_guarded(lines, path), start=1):
-                if not raw.strip():
+        for number, raw in enumerate(_lines_of(path), start=1):
+            if not raw.strip():
+                continue
+            try:
+                record = json.loads(raw)
+                text = record[self.text_field]
+                if not isinstance(text, str):
+                    raise TypeError(f"{self.text_field!r} is {type(text).__name__}, not text")
+            except (ValueError, KeyError, TypeError) as error:
+                if self.on_error == "skip":
                     continue
-                try:
-                    record = json.loads(raw)
-                    text = record[self.text_field]
-                    if not isinstance(text, str):
-                        raise TypeError(f"{self.text_field!r} is {type(text).__name__}, not text")
-                except (ValueError, KeyError, TypeError) as error:
-                    if self.on_error == "skip":
-                        continue
-                    raise RunError(
-                        f"{path}, line {number}: {_why(error, self.text_field)}. Mend the file, set "
-                        f"data.source.text_field, or pass data.source.on_error=skip."
-                    ) from None
-                yield Document(str(record.get("id") or f"{path.name}:{number}"), text)
+                raise RunError(
+                    f"{path}, line {number}: {_why(error, self.text_field)}. Mend the file, set "
+                    f"data.source.text_field, or pass data.source.on_error=skip."
+                ) from None
+            yield Document(str(record.get("id") or f"{path.name}:{number}"), text)
 
     def state(self) -> list[tuple[str, int, int]]:
         return [(p.as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in self.files()]
@@ -184,27 +182,45 @@ def _word(index: int) -> str:
     return "".join(chr(97 + x) for x in (b // 26, b % 26, a % 26))
 
 
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".zst":
-        import zstandard
-
-        reader = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
-        return io.BufferedReader(reader)  # type: ignore[type-var, return-value]
-    return path.open("rb")
-
-
-def _guarded(lines: IO[bytes], path: Path) -> Iterator[bytes]:
-    """The lines of a file; a truncated or corrupt archive becomes one readable error."""
+def _lines_of(path: Path) -> Iterator[bytes]:
+    """The lines of a file, decompressed by its suffix. A file that ends too early is one readable error."""
     try:
-        yield from lines
+        if path.suffix == ".zst":
+            yield from _split_lines(_zstd_chunks(path))
+        else:
+            opener: Any = gzip.open if path.suffix == ".gz" else open
+            with opener(path, "rb") as file:
+                yield from file
     except (OSError, EOFError, ValueError) as error:
         raise RunError(f"{path}: can't be read to its end ({error}). The file is truncated or damaged.") from None
-    except Exception as error:
-        if type(error).__module__.startswith("zstandard"):
-            raise RunError(f"{path}: can't be read to its end ({error}). The file is truncated or damaged.") from None
-        raise
+
+
+def _zstd_chunks(path: Path) -> Iterator[bytes]:
+    """Decompressed chunks of all frames. zstandard's own reader takes a truncated frame for the end; this doesn't."""
+    import zstandard
+
+    decoder, whole = zstandard.ZstdDecompressor().decompressobj(), True
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            while chunk:
+                try:
+                    yield decoder.decompress(chunk)
+                except zstandard.ZstdError as error:
+                    raise ValueError(str(error)) from None
+                whole, chunk = decoder.eof, decoder.unused_data
+                if whole:
+                    decoder = zstandard.ZstdDecompressor().decompressobj()
+    if not whole:
+        raise EOFError("the last frame is not complete")
+
+
+def _split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
 
 
 def _decode(raw: bytes, where: str) -> str:
