@@ -1,0 +1,191 @@
+"""Training as a whole, in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from slm import checkpoint
+from slm.config.errors import ConfigError, RunError
+from slm.data.prepare import prepare
+from slm.run import Run
+from slm.train import loop
+from slm.train.loop import Session, TrainResult, train
+from slm.train.metrics import read_metrics
+from slm.train.parallel import World
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def go(run: Run) -> TrainResult:
+    return train(run, prepare(run.data, run.tokenizer, run.impl.data_dir), ALONE)
+
+
+def weights(path: Path | str) -> dict[str, torch.Tensor]:
+    return checkpoint.load(checkpoint.latest(Path(path))).model
+
+
+def timeless(path: Path | str) -> list[dict]:
+    return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_s")} for r in read_metrics(Path(path) / "metrics.jsonl")]
+
+
+def test_it_learns_and_writes_everything_down(tiny) -> None:
+    result = go(tiny(train__budget={"steps": 60}))
+    records = read_metrics(result.run_dir / "metrics.jsonl")
+    train_records = [r for r in records if r["kind"] == "train"]
+    assert [r["step"] for r in train_records] == list(range(1, 61))
+    assert train_records[-1]["loss"] < 0.7 * train_records[0]["loss"]
+    assert train_records[-1]["tokens"] == 60 * 256
+    assert {r["step"] for r in records if r["kind"] == "eval"} == set(range(6, 61, 6))
+    assert train_records[0]["mfu_causal"] is None  # a CPU's peak isn't known, and isn't guessed
+    assert not result.interrupted
+
+
+def test_mean_loss_between_records_is_the_mean_of_the_steps(tiny) -> None:
+    go(tiny(log__dir="every"))
+    go(tiny(log__dir="third", log__every=3))
+    each = [r["loss"] for r in timeless("every") if r["kind"] == "train"]
+    third = [r["loss"] for r in timeless("third") if r["kind"] == "train"]
+    assert third[0] == pytest.approx(sum(each[:3]) / 3, rel=0.02)  # batches differ slightly in their number of targets
+
+
+@pytest.mark.parametrize("optim", ["adamw", "muon"])
+@pytest.mark.parametrize("stop_at", [3, 4, 7])
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tiny, optim: str, stop_at: int) -> None:
+    go(tiny(log__dir="whole", train__optim=optim, log__every=5))
+    run = tiny(log__dir="parts", train__optim=optim, log__every=5)
+    real = Session.train_step
+
+    def dies(self: Session) -> None:
+        if self.state.step == stop_at:
+            raise RuntimeError("killed")
+        real(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Session, "train_step", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            go(run)
+    go(run)
+    a, b = weights("whole"), weights("parts")
+    assert all(torch.equal(a[n], b[n]) for n in a)
+    assert timeless("whole") == timeless("parts")
+
+
+def test_micro_batches_and_attention_backends_do_not_change_the_result(tiny) -> None:
+    go(tiny(log__dir="a"))
+    go(tiny(log__dir="b", impl__micro_batch=3))
+    go(tiny(log__dir="c", impl__attention="sdpa"))
+    for other in ("b", "c"):
+        for n, w in weights("a").items():
+            torch.testing.assert_close(weights(other)[n], w, atol=1e-4, rtol=1e-4)
+
+
+def test_bf16_follows_fp32(tiny) -> None:
+    go(tiny(log__dir="a"))
+    go(tiny(log__dir="b", train__precision="bf16"))
+    pairs = [(x["loss"], y["loss"]) for x, y in zip(timeless("a"), timeless("b"), strict=True) if x["kind"] == "train"]
+    assert max(abs(x / y - 1) for x, y in pairs) < 0.01
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tiny, monkeypatch) -> None:
+    real = Session._forward_backward
+
+    def poisoned(self: Session, batch, targets) -> None:
+        real(self, batch, targets)
+        if self.state.step == 2:
+            next(self.state.model.parameters()).grad.fill_(float("nan"))
+
+    monkeypatch.setattr(Session, "_forward_backward", poisoned)
+    result = go(tiny())
+    assert result.skipped == 1
+    records = [r for r in timeless(result.run_dir) if r["kind"] == "train"]
+    assert [r["skipped"] for r in records] == [0, 0] + [1] * 10
+    assert all(torch.isfinite(p).all() for p in result.model.parameters())
+
+
+def test_another_experiment_in_the_directory_is_refused_with_the_difference(tiny) -> None:
+    go(tiny())
+    with pytest.raises(ConfigError, match=r"train\.optim\.lr: 0\.003 -> 0\.001"):
+        go(tiny(train__optim={"name": "adamw", "lr": 1e-3}))
+
+
+def test_changed_implementation_is_allowed(tiny) -> None:
+    go(tiny(train__budget={"steps": 12}))
+    assert go(tiny(impl__micro_batch=2)).step == 12
+
+
+def test_a_directory_in_use_is_refused(tiny) -> None:
+    from slm.train.rundir import claimed
+
+    with claimed(tiny(), Path("runs/tiny")), pytest.raises(RunError, match="another process is training there"):
+        go(tiny())
+
+
+def test_a_corrupt_checkpoint_is_named_and_not_passed_over(tiny) -> None:
+    result = go(tiny())
+    model = checkpoint.latest(result.run_dir) / "model.safetensors"
+    raw = bytearray(model.read_bytes())
+    raw[-1] ^= 1
+    model.write_bytes(raw)
+    with pytest.raises(RunError, match=r"model\.safetensors: damaged between byte"):
+        go(tiny())
+
+
+def test_changed_data_is_refused(tiny, tmp_path: Path) -> None:
+    from slm.data.plan import Plan
+
+    run = tiny()
+    go(run)
+    store = prepare(run.data, run.tokenizer, run.impl.data_dir)
+    other = prepare(run.data.with_(source={"name": "synthetic", "seed": 5, "count": 96, "length": 40}), run.tokenizer, "data")
+    assert Plan(store, run.data).hash != Plan(other, run.data).hash
+    with pytest.raises(RunError, match="data changed under the run"):
+        train(run, other, ALONE)
+
+
+def test_a_schedule_longer_than_the_budget_is_refused_before_anything_is_spent(tiny) -> None:
+    with pytest.raises(ConfigError, match="exceed the budget"):
+        go(tiny(train__schedule={"name": "wsd", "warmup": "9 steps", "decay": "9 steps"}))
+
+
+def test_wandb_that_breaks_is_switched_off_and_training_goes_on(tiny, monkeypatch) -> None:
+    import wandb
+
+    from slm.train.progress import Silent
+
+    said: list[str] = []
+
+    class Listening(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    def broken(**_: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(wandb, "init", broken)
+    run = tiny(log__wandb={"mode": "online"})
+    result = train(run, prepare(run.data, run.tokenizer, "data"), ALONE, Listening())
+    assert result.step == 12
+    assert [s for s in said if "wandb is off" in s] == ["wandb is off for the rest of this run: ConnectionError: no network"]
+
+
+def test_wandb_that_is_not_installed_is_no_reason_to_stop(tiny, monkeypatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert go(tiny(log__wandb={"mode": "offline"})).step == 12
+
+
+@pytest.mark.slow
+def test_wandb_offline_writes_its_files(tiny) -> None:
+    result = go(tiny(log__wandb={"mode": "offline"}))
+    assert list(result.run_dir.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_metrics_are_json_lines(tiny) -> None:
+    result = go(tiny())
+    for line in (result.run_dir / "metrics.jsonl").read_text().splitlines():
+        assert set(json.loads(line)) >= {"kind", "step"}
