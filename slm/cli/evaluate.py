@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from slm.cli.generate import Checkpoint
-from slm.cli.output import JsonFlag, emit_json
+from slm.cli.output import JsonFlag, Plugins, emit_json
 
 
 def register(app: typer.Typer) -> None:
@@ -21,10 +21,12 @@ def evaluate(
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32 or bf16")] = "fp32",
     device: Annotated[str, typer.Option()] = "auto",
+    plugins: Plugins = None,
     json: JsonFlag = False,
 ) -> None:
     """Bits per byte on every held-out document, beside gzip and xz on the same bytes."""
     from slm.checkpoint import restore
+    from slm.config.compose import import_plugins
     from slm.config.errors import ConfigError
     from slm.data.store import Store
     from slm.eval.baselines import compressors
@@ -34,6 +36,7 @@ def evaluate(
 
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"--precision {precision}: choose fp32 or bf16.")
+    import_plugins(plugins or [])
     restored = restore(checkpoint, device=pick_device(device))
     opened = Store.open(store or store_of(restored.config))
     if opened.tokenizer.to_bytes() != restored.tokenizer:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from slm.cli.generate import Checkpoint
-from slm.cli.output import JsonFlag, emit_json
+from slm.cli.output import JsonFlag, Plugins, emit_json
 
 
 def register(app: typer.Typer) -> None:
@@ -21,10 +21,12 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="Where to write; by default beside the checkpoints, named after the target.")
     ] = None,
+    plugins: Plugins = None,
     json: JsonFlag = False,
 ) -> None:
     """Export and verify: the written model is loaded by its target and must give the same logits."""
     from slm.checkpoint import restore
+    from slm.config.compose import import_plugins
     from slm.config.errors import ConfigError, suggest
     from slm.export import EXPORTERS
 
@@ -32,6 +34,7 @@ def export(
     for target in targets:
         if target not in EXPORTERS:
             raise ConfigError(f"--to {target}: no such target. {suggest(target, EXPORTERS)}")
+    import_plugins(plugins or [])
     restored = restore(checkpoint)
     home = restored.path.parent.parent if restored.path.parent.name == "checkpoints" else restored.path
     outputs = [EXPORTERS[t](restored, (out if len(targets) == 1 and out else home / t)) for t in targets]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from slm.cli.output import JsonFlag, emit_json
+from slm.cli.output import JsonFlag, Plugins, emit_json
 
 Checkpoint = Annotated[str, typer.Argument(help="A run directory, or a step directory within its checkpoints.")]
 
@@ -24,16 +24,19 @@ def generate(
     top_p: Annotated[float, typer.Option()] = 0.95,
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option()] = "auto",
+    plugins: Plugins = None,
     json: JsonFlag = False,
 ) -> None:
     """Stream a continuation of PROMPT."""
     from slm.checkpoint import restore
+    from slm.config.compose import import_plugins
     from slm.data.tokenizer import Tokenizer
     from slm.generate import Sampling
     from slm.generate import generate as decode
     from slm.generate.stream import Utf8Stream
     from slm.train.parallel import pick_device
 
+    import_plugins(plugins or [])
     restored = restore(checkpoint, device=pick_device(device))
     tokenizer = Tokenizer.from_bytes(restored.tokenizer)
     sampling = Sampling(temperature, top_k, top_p, seed)

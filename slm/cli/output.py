@@ -18,6 +18,11 @@ Overrides = Annotated[
 ]
 
 
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugins", help="Modules with parts of your own; imported only because you say so."),
+]
+
 PIPE_WIDTH = 160
 """Columns where there is no terminal to ask."""
 

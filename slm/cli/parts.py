@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from slm.cli.output import JsonFlag, emit_json, table
+from slm.cli.output import JsonFlag, Plugins, emit_json, table
 
 
 def register(app: typer.Typer) -> None:
@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 def parts(
     name: Annotated[str | None, typer.Argument(help="A part, or a slot.")] = None,
-    plugins: Annotated[list[str] | None, typer.Option("--plugins", help="Modules with parts of your own.")] = None,
+    plugins: Plugins = None,
     json: JsonFlag = False,
 ) -> None:
     """List every part with its paper; with a name, its fields and defaults."""

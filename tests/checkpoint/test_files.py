@@ -32,7 +32,9 @@ def test_keeps_the_newest(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path).name == "step-00000010"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "config.yaml", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.safetensors", "state.json", "config.yaml", "tokenizer.json"]
+)
 def test_a_flipped_bit_names_file_and_offset_and_what_to_do(tmp_path: Path, name: str) -> None:
     write(tmp_path, 1)
     path = write(tmp_path, 2)

@@ -8,7 +8,14 @@ from slm.config.errors import ConfigError
 
 @pytest.mark.parametrize(
     ("text", "steps"),
-    [("100 steps", 100), ("1 step", 1), ("2M tokens", 2000), ("1.5k tokens", 2), ("20 tokens_per_param", 200), ("5%", 50)],
+    [
+        ("100 steps", 100),
+        ("1 step", 1),
+        ("2M tokens", 2000),
+        ("1.5k tokens", 2),
+        ("20 tokens_per_param", 200),
+        ("5%", 50),
+    ],
 )
 def test_to_steps(text: str, steps: int) -> None:
     assert Duration.parse(text).to_steps(batch_tokens=1000, params=10_000, total_steps=1000) == steps
@@ -26,7 +33,10 @@ def test_time_has_seconds_and_no_steps() -> None:
         Duration.parse("2h").to_steps(batch_tokens=1, params=1)
 
 
-@pytest.mark.parametrize(("text", "expected"), [("100", "with a unit"), (100, "with a unit"), ("5 stesp", "steps"), ("x steps", "no duration")])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("100", "with a unit"), (100, "with a unit"), ("5 stesp", "steps"), ("x steps", "no duration")],
+)
 def test_bad_durations_are_explained(text: object, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         Duration.parse(text)

@@ -24,11 +24,13 @@ LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=60)
 @given(LENGTHS, st.integers(8, 40), st.sampled_from(["best_fit", "concat"]), st.integers(1, 70))
 def test_every_prediction_is_in_exactly_one_row(lengths: list[int], seq_len: int, policy: str, window: int) -> None:
     packed = pack(np.array(lengths), seq_len, policy, window)
-    seen = Counter((int(d), int(s) + i) for d, s, n in zip(packed.doc, packed.start, packed.length, strict=True) for i in range(n))
+    seen = Counter(
+        (int(d), int(s) + i) for d, s, n in zip(packed.doc, packed.start, packed.length, strict=True) for i in range(n)
+    )
     assert seen == Counter((d, i) for d, n in enumerate(lengths) for i in range(n + 1))
     starts = np.concatenate([[0], packed.row_ends[:-1]])
     sizes = [int(packed.length[a:b].sum()) for a, b in zip(starts, packed.row_ends, strict=True)]
-    assert 0 < min(sizes)
+    assert min(sizes) > 0
     assert max(sizes) <= seq_len
     if policy == "concat":
         assert all(size == seq_len for size in sizes[:-1])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import math
 from collections import Counter
@@ -21,7 +22,9 @@ def test_every_local_format_gives_the_same_documents(tmp_path: Path) -> None:
     one, two = LINES.encode()[:60], LINES.encode()[60:]
     frames = zstandard.compress(one) + zstandard.compress(two)  # several frames, as in the hub's shards
     (tmp_path / "a.jsonl.zst").write_bytes(frames)
-    found = [list(Local(paths=(str(tmp_path / name),)).documents()) for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst")]
+    found = [
+        list(Local(paths=(str(tmp_path / name),)).documents()) for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst")
+    ]
     assert found[0] == found[1] == found[2]
     assert [d.id for d in found[0]] == [f"d{i}" for i in range(5)]
 
@@ -36,7 +39,11 @@ def test_directories_and_patterns_and_texts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [('{"text": "x"\n', "line 1: not valid JSON"), ('{"txt": "x"}\n', "line 1: no key 'text'"), ('{"text": 3}\n', "line 1: 'text' is int")],
+    [
+        ('{"text": "x"\n', "line 1: not valid JSON"),
+        ('{"txt": "x"}\n', "line 1: no key 'text'"),
+        ('{"text": 3}\n', "line 1: 'text' is int"),
+    ],
 )
 def test_broken_lines_are_named_or_skipped(tmp_path: Path, content: str, expected: str) -> None:
     (tmp_path / "a.jsonl").write_text(content + LINES)
@@ -76,7 +83,7 @@ def test_synthetic_has_the_entropy_that_it_promises() -> None:
     for doc in part.documents():
         words = doc.text.split()
         singles.update(words[:-1])
-        pairs.update(zip(words, words[1:], strict=False))
+        pairs.update(itertools.pairwise(words))
     total = sum(pairs.values())
     bits = -sum(n / total * math.log2(n / singles[a]) for (a, _), n in pairs.items())
     assert bits == pytest.approx(part.bits_per_word, abs=0.01)

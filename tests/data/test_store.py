@@ -15,7 +15,7 @@ from slm.data.config import Data
 from slm.data.prepare import is_heldout, prepare, store_path
 from slm.data.sources import Local, Synthetic
 from slm.data.store import Store
-from slm.data.tokenizer import Bytes, BytePairs
+from slm.data.tokenizer import BytePairs, Bytes
 
 SOURCE = Synthetic(count=200, length=60)
 DATA = Data(source=SOURCE, seq_len=64, heldout=0.1)

@@ -5,9 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm.config.errors import ConfigError
-from slm.data.tokenizer import Bytes, BytePairs, FromFile, Tokenizer
+from slm.data.tokenizer import BytePairs, Bytes, FromFile, Tokenizer
 
-TEXTS = ["def f(x):\n    return x + 1\n" * 20, "The quick brown fox — jumps 12345 times.\n" * 20, "ärger über Ωmega 漢字 🙂\n" * 10]
+TEXTS = [
+    "def f(x):\n    return x + 1\n" * 20,
+    "The quick brown fox — jumps 12345 times.\n" * 20,
+    "ärger über Ωmega 漢字 🙂\n" * 10,
+]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from slm_kernels import linear_cross_entropy
 from slm_kernels.linear_cross_entropy import reference
 

@@ -8,7 +8,12 @@ from slm.model.attention.backends import BACKENDS
 from slm.model.config import Model
 from slm.model.decoder import Decoder
 
-MIXERS = [(a, p, r) for a in REGISTRIES["attention"].parts for p in REGISTRIES["position"].parts for r in REGISTRIES["residual"].parts]
+MIXERS = [
+    (a, p, r)
+    for a in REGISTRIES["attention"].parts
+    for p in REGISTRIES["position"].parts
+    for r in REGISTRIES["residual"].parts
+]
 
 
 def build(attention: str | dict = "gqa", position: str = "rope", residual: str = "pre", **changes) -> Decoder:

@@ -29,7 +29,10 @@ def weights(path: Path | str) -> dict[str, torch.Tensor]:
 
 
 def timeless(path: Path | str) -> list[dict]:
-    return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_s")} for r in read_metrics(Path(path) / "metrics.jsonl")]
+    return [
+        {k: v for k, v in r.items() if k not in ("seconds", "tokens_per_s")}
+        for r in read_metrics(Path(path) / "metrics.jsonl")
+    ]
 
 
 def test_it_learns_and_writes_everything_down(tiny) -> None:
@@ -140,7 +143,9 @@ def test_changed_data_is_refused(tiny, tmp_path: Path) -> None:
     run = tiny()
     go(run)
     store = prepare(run.data, run.tokenizer, run.impl.data_dir)
-    other = prepare(run.data.with_(source={"name": "synthetic", "seed": 5, "count": 96, "length": 40}), run.tokenizer, "data")
+    other = prepare(
+        run.data.with_(source={"name": "synthetic", "seed": 5, "count": 96, "length": 40}), run.tokenizer, "data"
+    )
     assert Plan(store, run.data).hash != Plan(other, run.data).hash
     with pytest.raises(RunError, match="data changed under the run"):
         train(run, other, ALONE)
@@ -169,7 +174,9 @@ def test_wandb_that_breaks_is_switched_off_and_training_goes_on(tiny, monkeypatc
     run = tiny(log__wandb={"mode": "online"})
     result = train(run, prepare(run.data, run.tokenizer, "data"), ALONE, Listening())
     assert result.step == 12
-    assert [s for s in said if "wandb is off" in s] == ["wandb is off for the rest of this run: ConnectionError: no network"]
+    assert [s for s in said if "wandb is off" in s] == [
+        "wandb is off for the rest of this run: ConnectionError: no network"
+    ]
 
 
 def test_wandb_that_is_not_installed_is_no_reason_to_stop(tiny, monkeypatch) -> None:

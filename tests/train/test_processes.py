@@ -53,7 +53,9 @@ def test_three_kills_at_random_moments_change_nothing(tiny) -> None:
     random.seed(time.time_ns())
     kills = sorted(random.sample(range(10, steps - 20), 3))
     for at in kills:
-        process = subprocess.Popen(command(file, "log.dir=killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(file, "log.dir=killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         wait_for_step(process, Path("killed"), at)
         time.sleep(random.random() * 0.05)  # anywhere within a step, or a save
         process.send_signal(signal.SIGKILL)
@@ -73,7 +75,9 @@ def test_three_kills_at_random_moments_change_nothing(tiny) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves_and_the_same_command_resumes(tiny, number: int) -> None:
     file = recipe(tiny, train__budget={"steps": 2000}, log__checkpoint_every=None, log__eval_every=None)
-    process = subprocess.Popen(command(file, "log.dir=run"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command(file, "log.dir=run"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     wait_for_step(process, Path("run"), 20)
     process.send_signal(number)
     out, _ = process.communicate(timeout=60)
@@ -82,7 +86,9 @@ def test_a_signal_saves_and_leaves_and_the_same_command_resumes(tiny, number: in
     assert "Traceback" not in out
     saved = checkpoint.load(checkpoint.latest(Path("run"))).state["step"]
     assert 20 <= saved < 2000
-    process = subprocess.Popen(command(file, "log.dir=run"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command(file, "log.dir=run"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     wait_for_step(process, Path("run"), saved + 5)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)

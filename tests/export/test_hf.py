@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from slm.checkpoint import Restored
+from slm.config.errors import ConfigError, RunError
+from slm.data.tokenizer import BytePairs
+from slm.export import export_hf
+from slm.export.targets import TARGETS, choose
+from slm.export.verify import compare
+from slm.model.config import Model
+from slm.model.decoder import Decoder
+
+transformers = pytest.importorskip("transformers")
+TOKENIZER = BytePairs(vocab=300).load(
+    lambda: ["some other text to train the tokenizer on, with enough different words in it", "def f(x): return x\n"]
+)
+
+
+def restored(**changes) -> Restored:
+    shape = {"dim": 48, "layers": 2, "vocab": 300, "context": 64, "init": {"name": "normal", "sigma": 0.1}} | changes
+    model = Decoder(Model(**shape)).init_weights(0).eval()
+    with torch.no_grad():  # gains of 1 would hide a norm that is lost or swapped
+        for p in model.parameters():
+            if p.ndim == 1:
+                p.copy_(1 + 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    config = {"name": "t", "data": {"source": {"name": "synthetic"}}}
+    return Restored(model, config, TOKENIZER.to_bytes(), {"tokens": 1, "identity": "x"}, Path("ck"))
+
+
+SHAPES = {
+    "gqa": {"attention": {"name": "gqa", "heads": 6, "kv_heads": 2}},
+    "mha": {"attention": {"name": "mha", "heads": 4}},
+    "mqa": {"attention": {"name": "gqa", "heads": 4, "kv_heads": 1}},
+    "free head_dim": {"attention": {"name": "gqa", "heads": 4, "kv_heads": 2, "head_dim": 20}},
+    "untied": {"embedding": "untied"},
+    "other base, eps": {"position": {"name": "rope", "base": 500.0}, "norm": {"name": "rmsnorm", "eps": 1e-3}},
+    "qk_norm": {"attention": {"name": "gqa", "heads": 4, "kv_heads": 2, "head_dim": 32, "qk_norm": True}},
+    "qk_norm untied": {"attention": {"name": "mha", "heads": 3, "qk_norm": True}, "embedding": "untied"},
+    "padded vocabulary": {"vocab": 320},
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_exports_are_equal_in_transformers(name: str, tmp_path: Path) -> None:
+    done = export_hf(restored(**SHAPES[name]), tmp_path / "out")
+    assert done.verified
+    assert done.max_abs_diff <= 1e-5
+    assert done.top1_agreement == 1.0
+    assert done.architecture == ("Qwen3ForCausalLM" if "qk_norm" in name else "LlamaForCausalLM")
+    assert set(done.to_json()) >= {
+        "target",
+        "class",
+        "path",
+        "rewrites",
+        "verified",
+        "max_abs_diff",
+        "kl",
+        "top1_agreement",
+    }
+
+
+def test_the_directory_is_what_others_read(tmp_path: Path) -> None:
+    export_hf(restored(), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10000.0
+    assert config["tie_word_embeddings"] is True
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = "def g(y): return some <|other|> text 123\n"
+    assert tokenizer(text)["input_ids"] == TOKENIZER.encode(text)
+    assert tokenizer.eos_token_id == TOKENIZER.eot_id
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    out = model.generate(torch.tensor([[0, 5, 6]]), max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert out.shape[1] <= 7
+
+
+REFUSED = {
+    "residual": {"residual": "parallel"},
+    "ffn": {"ffn": "relu2"},
+    "norm": {"norm": "layernorm"},
+    "position": {"position": "none"},
+}
+
+
+@pytest.mark.parametrize("slot", REFUSED)
+def test_what_no_class_computes_is_refused_with_the_part(slot: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.{slot} is"):
+        export_hf(restored(**REFUSED[slot]), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_target_says_why_not() -> None:
+    target, reasons = choose(Model(dim=48, layers=2, vocab=300, ffn="relu2"))
+    assert target is None
+    assert set(reasons) == {t.architecture for t in TARGETS}
+
+
+def test_a_refusal_is_real(tmp_path: Path) -> None:
+    """Written as Llama all the same, NoPE gives other logits: the check would catch a wrong table."""
+    from slm.export.hf import write
+
+    nope = restored(position="none")
+    forced = restored()
+    forced.model.load_state_dict(nope.model.state_dict())
+    write(forced.model, TARGETS[0], forced, tmp_path / "out")
+    assert compare(nope.model, tmp_path / "out").max_abs_diff > 1e-3
+    assert compare(forced.model, tmp_path / "out").max_abs_diff < 1e-5
+
+
+def test_an_unequal_export_leaves_nothing_and_keeps_the_old_one(tmp_path: Path, monkeypatch) -> None:
+    from slm.export import targets
+
+    export_hf(restored(), tmp_path / "out")
+    wrong = tuple(
+        (a, {"mlp.gate_proj.": "mlp.up_proj.", "mlp.up_proj.": "mlp.gate_proj."}.get(b, b))
+        for a, b in TARGETS[0].renames
+    )
+    target = targets.Target(TARGETS[0].architecture, TARGETS[0].model_type, TARGETS[0].fits, TARGETS[0].config, wrong)
+    monkeypatch.setattr(targets, "TARGETS", (target,))
+    with pytest.raises(RunError, match="other logits"):
+        export_hf(restored(), tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_without_transformers_it_says_what_to_install(tmp_path: Path, monkeypatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ConfigError, match=r"pip install 'slm\[hf\]'"):
+        export_hf(restored(), tmp_path / "out")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from slm.config.errors import ConfigError
+from slm.generate import Sampling, generate
+from slm.generate.stream import Utf8Stream
+from slm.model.config import Model
+from slm.model.decoder import Decoder
+
+MODEL = (
+    Decoder(Model(dim=32, layers=2, vocab=40, context=16, init={"name": "normal", "sigma": 0.3})).init_weights(0).eval()
+)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0), Sampling(temperature=1.0, top_k=10, top_p=0.9, seed=3)])
+@pytest.mark.parametrize("new", [5, 60])
+def test_the_cache_changes_nothing_also_past_the_context(sampling: Sampling, new: int) -> None:
+    cached = list(generate(MODEL, [1, 2, 3], max_new_tokens=new, sampling=sampling))
+    assert cached == list(generate(MODEL, [1, 2, 3], max_new_tokens=new, sampling=sampling, use_cache=False))
+    assert len(cached) == new
+
+
+def test_a_prompt_longer_than_the_context_keeps_its_end() -> None:
+    long = list(range(1, 36))
+    assert list(generate(MODEL, long, max_new_tokens=3, sampling=Sampling(0))) == list(
+        generate(MODEL, long[-16:], max_new_tokens=3, sampling=Sampling(0))
+    )
+
+
+def test_stop_is_not_yielded() -> None:
+    ids = list(generate(MODEL, [1], max_new_tokens=20, sampling=Sampling(0)))
+    stop = ids[3]
+    assert list(generate(MODEL, [1], max_new_tokens=20, sampling=Sampling(0), stop=stop)) == ids[: ids.index(stop)]
+
+
+def test_cuts_remove_what_they_should() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(**kwargs: float) -> set[int]:
+        sampling = Sampling(temperature=1.0, **({"top_p": 1.0} | kwargs))  # type: ignore[arg-type]
+        return {sampling.pick(logits, generator) for _ in range(400)}
+
+    assert drawn() == {0, 1, 2, 3}
+    assert drawn(top_k=2) == {0, 1}
+    assert drawn(top_p=0.7) == {0, 1}
+    assert drawn(top_p=0.85) == {0, 1, 2}
+
+
+def test_seeds_and_bad_settings() -> None:
+    a, b, c = (list(generate(MODEL, [1], max_new_tokens=30, sampling=Sampling(1.0, seed=s))) for s in (0, 0, 1))
+    assert a == b != c
+    with pytest.raises(ConfigError):
+        Sampling(temperature=-1)
+    with pytest.raises(ConfigError, match="at least one"):
+        next(generate(MODEL, [], max_new_tokens=1))
+
+
+def test_utf8_comes_out_in_whole_characters() -> None:
+    stream, raw = Utf8Stream(), "a漢🙂".encode()
+    pieces = [stream.feed(raw[i : i + 1]) for i in range(len(raw))]
+    assert "".join(pieces) == "a漢🙂"
+    assert "\ufffd" not in "".join(pieces)
+    assert stream.feed(b"\xf0\x9f") + stream.end() == "\ufffd"
