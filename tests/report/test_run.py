@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from slm.config.errors import RunError
+from slm.report.charts import Chart, Line, draw
+from slm.report.page import si, span
+from slm.report.run import write_run_report
+
+TRAIN = {"kind": "train", "tokens": 100, "tokens_per_param": 0.1, "loss": 3.0, "bpb": 2.0, "lr": 1e-3, "grad_norm": 1.0, "tokens_per_s": 1e4, "mfu_causal": None, "mfu_palm": None, "skipped": 0, "seconds": 1.0}  # fmt: skip
+SUMMARY = {
+    "params": {"unique": 3_148_224}, "tokens": 1_700_000, "tokens_per_param": 0.54, "steps": 2, "flops": 1e12, "skipped": 0,
+    "bpb": 1.4, "baselines": {"gzip -9": 1.9, "xz -9": 1.7}, "heldout": {"docs": 26, "bytes": 429_055, "tokens": 1},
+    "samples": [{"prompt": "<script>alert(1)</script>", "continuation": "a < b & c"}], "sampling": {"temperature": 0.7, "top_p": 0.95},
+    "export": [{"target": "hf", "class": "LlamaForCausalLM", "path": "p", "verified": True, "max_abs_diff": 5e-6, "top1_agreement": 1.0},
+               {"target": "gguf", "class": None, "path": None, "verified": False, "error": "no <class>"}],
+    "times": {"prepare": 4.0, "train": 150.0, "finish": 10.0}, "command": "slm train quickstart", "identity": "abc", "finished": "today",
+    "machine": {"device": "cpu", "cores": 2, "python": "3.11", "torch": "2.13", "slm": "0.1", "peak_memory_bytes": 1e9},
+}  # fmt: skip
+
+
+@pytest.fixture
+def run_dir(tiny, tmp_path: Path) -> Path:
+    records = [TRAIN | {"step": s, "tokens": 100 * s, "bpb": 3.0 / s} for s in (1, 2)] + [
+        {"kind": "eval", "step": 2, "heldout_bpb": 1.6}
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records) + '{"half')
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tiny().model_dump(mode="json")))
+    return tmp_path
+
+
+def test_a_finished_run_is_whole_and_self_contained(run_dir: Path) -> None:
+    (run_dir / "summary.json").write_text(json.dumps(SUMMARY))
+    page = write_run_report(run_dir).read_text()
+    assert page.count("<svg") == 5
+    assert not re.search(r'(?:src|href)="(?!#)', page.replace("xlink:href", ""))
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    for text in (
+        "3.15M",
+        "1.400",
+        "1.900",
+        "1.700",
+        "2 min 30 s",
+        "LlamaForCausalLM",
+        "5.0e-06",
+        "no &lt;class&gt;",
+        "bits per byte",
+    ):
+        assert text in page, text
+    assert "not finished" not in page
+
+
+def test_an_unfinished_run_says_so_and_claims_nothing(run_dir: Path) -> None:
+    page = write_run_report(run_dir).read_text()
+    assert "This run is not finished: it stands at step 2" in page
+    assert "What it cost" not in page
+    assert "xz" not in page
+
+
+def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no run directory"):
+        write_run_report(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "config.yaml").write_text("name: x\n")
+    with pytest.raises(RunError, match="no training records"):
+        write_run_report(tmp_path)
+
+
+def test_charts_are_repeatable_and_follow_the_pages_colour() -> None:
+    chart = Chart(
+        "tokens", "loss", [Line("a", [1, 2], [3, 4], [2, 3], [4, 5]), Line("b", [1, 2], [4, 3])], {"gzip": 3.5}
+    )
+    svg = draw(chart)
+    assert svg == draw(chart)
+    assert "currentColor" in svg
+    assert "#123456" not in svg
+    assert not re.match(r"<svg[^>]*(?<!-)\bwidth=", svg)
+
+
+def test_numbers_as_people_read_them() -> None:
+    assert [si(x) for x in (3_148_224, 429_055, 0.5, None, 2.5e13)] == ["3.15M", "429k", "0.5", "n/a", "25T"]
+    assert [span(x) for x in (4.0, 150, 7200, None)] == ["4.0 s", "2 min 30 s", "2.0 h", "n/a"]

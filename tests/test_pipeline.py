@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from support import tiny_config
+
+from slm.pipeline import launch
+
+
+def test_from_nothing_to_a_report_and_not_twice(tiny) -> None:
+    run = tiny(finish={"samples": 2})
+    summary = launch(run)
+    folder = Path("runs/tiny")
+    assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert summary["identity"] == run.identity
+    assert set(summary["baselines"]) == {"gzip -9", "xz -9"}
+    assert len(summary["samples"]) == 2
+    assert summary["export"][0]["verified"]
+    assert (folder / "hf" / "config.json").exists()
+    assert (folder / "report.html").exists()
+    assert (folder / "config.yaml").exists()
+    before = (folder / "summary.json").stat().st_mtime_ns
+    assert launch(run)["bpb"] == summary["bpb"]
+    assert (folder / "summary.json").stat().st_mtime_ns == before
+
+
+def test_a_model_that_cannot_be_exported_still_gets_its_report(tiny) -> None:
+    summary = launch(tiny(model__residual="parallel"))
+    assert not summary["export"][0]["verified"]
+    assert "model.residual" in summary["export"][0]["error"]
+    assert "not exported" in Path("runs/tiny/report.html").read_text()
+
+
+def test_finishing_is_taken_up_again_after_an_interruption(tiny, monkeypatch) -> None:
+    from slm import pipeline
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "_samples", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            launch(tiny())
+    assert not Path("runs/tiny/summary.json").exists()
+    assert launch(tiny())["steps"] == 12
+
+
+def test_without_heldout_documents_there_is_no_figure(tiny) -> None:
+    summary = launch(tiny(data__heldout=0, finish={"export": [], "samples": 0}))
+    assert summary["bpb"] is None
+    assert "xz" not in Path("runs/tiny/report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.1, 1.5, 3.0, 4.5])
+def test_ctrl_c_at_any_moment_leaves_something_that_the_same_command_completes(delay: float) -> None:
+    Path("tiny.yaml").write_text(yaml.safe_dump(tiny_config(train__budget={"steps": 300})))
+    command = [sys.executable, "-m", "slm", "train", "tiny.yaml"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode in (0, 75, 130, -signal.SIGINT), out  # -SIGINT: before Python had started
+    if process.returncode in (0, 75, 130):
+        assert "Traceback" not in out
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path("runs/tiny/report.html").exists()
+    assert not list(Path(".").rglob("*.partial"))
+
+
+def test_everything_but_its_own_use_works_without_optional_packages() -> None:
+    """triton, flash-attn, wandb and transformers are asked for only where they are used."""
+    Path("tiny.yaml").write_text(yaml.safe_dump(tiny_config()))
+    code = (
+        "import sys\n"
+        "for name in ('triton', 'flash_attn', 'wandb', 'transformers'): sys.modules[name] = None\n"
+        "sys.argv = ['slm', 'train', 'tiny.yaml', '--json']\n"
+        "from slm.cli.main import main; main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONWARNINGS": "ignore"}
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["bpb"] > 0
+    assert "pip install 'slm[hf]'" in summary["export"][0]["error"]
