@@ -8,7 +8,8 @@ instead of a few dominating. U V^T is approached by five steps of the quintic Ne
 from X = M / |M|_F, which pushes all singular values towards 1 (to within about 0.7..1.2, which is enough).
 Matrices of one shape are stacked, so a model of 30 equal layers costs a handful of batched products.
 
-Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
+Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; Liu et al. 2025, "Muon is
+scalable for LLM training", arXiv 2502.16982.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
+UPDATE_RMS = 0.2
+"""Root mean square of an update at rate 1: about what AdamW's updates have (Liu et al. 2025, arXiv 2502.16982)."""
 
 
 def orthogonalise(update_NRC: Tensor, steps: int = 5) -> Tensor:
@@ -41,7 +44,7 @@ class MuonOptimizer(torch.optim.Optimizer):
     found_inf: Tensor | None = None
     """Set by the trainer: 1.0 makes `step` a no-op, decided on the device."""
 
-    def __init__(self, params: Any, *, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.1) -> None:
+    def __init__(self, params: Any, *, lr: float = 4e-3, momentum: float = 0.95, weight_decay: float = 0.1) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         for group in self.param_groups:
             for p in group["params"]:
@@ -68,6 +71,6 @@ class MuonOptimizer(torch.optim.Optimizer):
         for moment, grad in zip(momenta, grads, strict=True):
             moment.add_((grad - moment) * ((1 - group["momentum"]) * keep))
         nesterov = torch.stack([g.lerp(m, group["momentum"]) for g, m in zip(grads, momenta, strict=True)])
-        rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+        rate = group["lr"] * UPDATE_RMS * max(shape) ** 0.5  # an orthogonal R x C matrix has RMS 1 / sqrt(max(R, C))
         for p, update in zip(params, orthogonalise(nesterov), strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"] * keep).sub_(update * (rate * keep))

@@ -72,25 +72,28 @@ class AdamW(AdamWSettings, OptimPart):
         return 2
 
 
-@optim.register("muon", paper="Jordan et al. 2024, kellerjordan.github.io/posts/muon")
-class Muon(OptimPart):
-    """Orthogonalised momentum for matrices; AdamW for embeddings, head, norms and biases."""
+@optim.register(
+    "muon", paper="Jordan et al. 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv 2502.16982"
+)
+class Muon(AdamWSettings, OptimPart):
+    """Orthogonalised momentum for matrices; AdamW, at the same rate, for embeddings, head, norms and biases.
 
-    matrix_lr: float = pydantic.Field(0.02, gt=0)
-    """Peak rate of the matrices, scaled by sqrt(max(1, rows / columns)) each."""
-    momentum: float = 0.95
-    weight_decay: float = 0.1
-    adamw: AdamWSettings = AdamWSettings(lr=4e-3)
-    """For all the rest."""
+    An update is scaled to the root mean square that AdamW's has (0.2, Liu et al. 2025), so that one learning
+    rate and one weight decay serve all tensors, and both carry over from AdamW.
+    """
+
+    lr: float = pydantic.Field(4e-3, gt=0)
+    momentum: float = pydantic.Field(0.95, ge=0, lt=1)
+    """Of the matrices; ``betas`` and ``eps`` are for the rest."""
 
     def build(self, parameters: list[NamedParameter]) -> list["torch.optim.Optimizer"]:
         from slm.train.muon import MuonOptimizer
 
         matrices = [p for p in parameters if p.tensor_class == "matrix"]
         rest = [p for p in parameters if p.tensor_class != "matrix"]
-        group = {"params": [p.tensor for p in matrices], "lr": self.matrix_lr, "peak_lr": self.matrix_lr}
+        group = {"params": [p.tensor for p in matrices], "lr": self.lr, "peak_lr": self.lr}
         muon = MuonOptimizer([group], momentum=self.momentum, weight_decay=self.weight_decay)
-        return [muon, _adamw(self.adamw, rest)]
+        return [muon, _adamw(self, rest)]
 
     @property
     def state_per_param(self) -> int:

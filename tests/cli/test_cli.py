@@ -45,7 +45,7 @@ TYPOS = {
 
 @pytest.mark.parametrize("typo", TYPOS)
 def test_typos_give_one_paragraph_and_exit_2(typo: str) -> None:
-    done = slm("train", "quickstart", "train.optim=adamw", typo)
+    done = slm("train", "quickstart", typo)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1

@@ -89,4 +89,4 @@ def test_muon_refuses_what_is_no_matrix() -> None:
 def test_set_rate_scales_every_peak() -> None:
     optimizers = Muon().build(parameters())
     set_rate(optimizers, 0.5)
-    assert {g["lr"] for o in optimizers for g in o.param_groups} == {0.01, 0.002}
+    assert {g["lr"] for o in optimizers for g in o.param_groups} == {0.002}
