@@ -55,8 +55,8 @@ def draw(chart: Chart) -> str:
         for i, (label, value) in enumerate(chart.references.items()):
             axes.axhline(value, color=_INK, linewidth=1, linestyle=(0, (4, 3) if i % 2 == 0 else (1, 2)))
             axes.annotate(
-                f"{label}: {value:.3f}", (1, value), xycoords=("axes fraction", "data"), xytext=(-4, 3),
-                textcoords="offset points", ha="right", color=_INK, fontsize=9,
+                f"{label}: {value:.3f}", (0, value), xycoords=("axes fraction", "data"), xytext=(4, 3),
+                textcoords="offset points", ha="left", color=_INK, fontsize=9,
             )  # fmt: skip
         axes.set_xlabel(chart.x_label, color=_INK)
         axes.set_ylabel(chart.y_label, color=_INK)
