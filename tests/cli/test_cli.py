@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,11 +20,13 @@ def slm(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_is_instant_and_imports_nothing_heavy() -> None:
+    # CPU time of the process, which on an idle machine is its wall time: a busy one must not fail the test.
     times = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = os.times()
         assert slm("--help").returncode == 0
-        times.append(time.perf_counter() - started)
+        after = os.times()
+        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert min(times) < 0.3
     done = subprocess.run([sys.executable, "-X", "importtime", "-m", "slm", "--help"], capture_output=True, text=True)
     for heavy in ("torch", "hydra", "pydantic", "numpy"):
