@@ -29,12 +29,12 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 wheel: $(VENV)/.dev
-	$(BIN)/python -m build --wheel
+	$(BIN)/python -m build --wheel --no-isolation
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "slm needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }  # half an environment would pass for one next time
 
 $(VENV)/.user: $(BIN)/python $(INPUTS)
 	$(PIP) install -q -c constraints.txt -e '.[hf]'
