@@ -10,7 +10,8 @@ import typer
 
 from slm.cli.main import app
 
-HEAVY = ("torch", "numpy", "pydantic", "hydra", "transformers", "matplotlib")
+HEAVY = ("torch", "numpy", "hydra", "transformers", "matplotlib")
+"""pydantic isn't among them: typer itself loads it for any command that takes arguments."""
 
 
 def verbs(command: Any, *above: str) -> list[tuple[str, ...]]:
