@@ -30,14 +30,18 @@ def export(
     from slm.config.errors import ConfigError, suggest
     from slm.export import EXPORTERS
 
-    targets = to.split(",")
+    targets = [name.strip() for name in to.split(",")]
     for target in targets:
         if target not in EXPORTERS:
             raise ConfigError(f"--to {target}: no such target. {suggest(target, EXPORTERS)}")
+    if out is not None and len(targets) > 1:
+        raise ConfigError(
+            f"--out {out} is one directory, but --to names {len(targets)} targets. Export them one by one."
+        )
     import_plugins(plugins or [])
     restored = restore(checkpoint)
     home = restored.path.parent.parent if restored.path.parent.name == "checkpoints" else restored.path
-    outputs = [EXPORTERS[t](restored, (out if len(targets) == 1 and out else home / t)) for t in targets]
+    outputs = [EXPORTERS[t](restored, out or home / t) for t in targets]
     if json:
         emit_json({"outputs": [o.to_json() for o in outputs]})
         return

@@ -9,6 +9,9 @@ from slm.checkpoint import Restored
 if TYPE_CHECKING:
     from slm.export.verify import Comparison
 
+SIGNATURE = "Trained with slm."
+"""Stands in every card: by it `slm.export.place` knows a directory as an export that may be replaced."""
+
 
 def model_card(restored: Restored, architecture: str, comparison: "Comparison") -> str:
     """README.md of an exported directory."""
@@ -20,7 +23,7 @@ pipeline_tag: text-generation
 ---
 # {config["name"]}
 
-Trained with slm. A decoder-only transformer with {params["unique"]:,} parameters ({params["non_embedding"]:,} without
+{SIGNATURE} A decoder-only transformer with {params["unique"]:,} parameters ({params["non_embedding"]:,} without
 embeddings), exported as `{architecture}`.
 
 | | |

@@ -1,23 +1,24 @@
 """Write a Hugging Face model directory, and prove it.
 
 The directory is written aside, loaded by transformers, compared logit by logit with the model it came from,
-and only then put in its place. fp32 weights are written as they are: the proof is about what is on the disk.
+and only then put in its place (`slm.export.place`). fp32 weights are written as they are: the proof is about
+what is on the disk.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from safetensors import SafetensorError
 
 from slm.checkpoint import Restored
 from slm.config.errors import ConfigError, RunError
 from slm.export.card import model_card
+from slm.export.place import put, refuse_to_replace
 from slm.export.targets import Target, choose
 from slm.export.verify import Comparison, compare
 from slm.model.decoder import Decoder
@@ -50,34 +51,38 @@ def export_hf(restored: Restored, out: Path) -> Export:
     """Export a checkpoint to ``out`` and verify it in transformers.
 
     Raises:
-        ConfigError: no Hugging Face class computes this model (says which part is in the way), or
-            transformers isn't installed.
-        RunError: the written model doesn't give the same logits; nothing is left at ``out``.
+        ConfigError: no Hugging Face class computes this model (says which part is in the way), ``out`` holds
+            something else than an earlier export, or transformers isn't installed.
+        RunError: the written model doesn't give the same logits, or the disk is full; what stood at ``out``
+            stays as it was.
     """
     model = restored.model
     target, reasons = choose(model.config)
     if target is None:
         why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise ConfigError(f"No Hugging Face class computes this model exactly, so it isn't exported. {why}.")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    refuse_to_replace(out)
     try:
-        write(model, target, restored, partial)
-        comparison = compare(model, partial)
-        if comparison.max_abs_diff > TOLERANCE * max(1.0, comparison.logit_std):
-            raise RunError(
-                f"The export as {target.architecture} gives other logits (max |difference| {comparison.max_abs_diff:.2e}, "
-                f"allowed {TOLERANCE:.0e}); nothing was written to {out}. This is a bug in slm: please report the config."
-            )
-        (partial / "README.md").write_text(model_card(restored, target.architecture, comparison))
-        shutil.rmtree(out, ignore_errors=True)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(partial, out)
+        with put(out) as partial:
+            write(model, target, restored, partial)
+            comparison = compare(model, partial)
+            _refuse_unequal(comparison, target, out)
+            (partial / "README.md").write_text(model_card(restored, target.architecture, comparison))
     except OSError as error:
         raise RunError(f"Can't write the export to {out}: {error.strerror or error}.") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise RunError(f"Can't write the export to {out}: {error}.") from None
     return _export(target, out, comparison)
+
+
+def _refuse_unequal(c: Comparison, target: Target, out: Path) -> None:
+    allowed = TOLERANCE * max(1.0, c.logit_std)
+    if c.max_abs_diff > allowed:
+        raise RunError(
+            f"The export as {target.architecture} gives other logits (max |difference| {c.max_abs_diff:.2e}, allowed "
+            f"{allowed:.1e} at a standard deviation of {c.logit_std:.2f}); nothing was written to {out}. This is a bug "
+            f"in slm: please report the config."
+        )
 
 
 def _export(target: Target, out: Path, c: Comparison) -> Export:
@@ -86,7 +91,7 @@ def _export(target: Target, out: Path, c: Comparison) -> Export:
 
 def write(model: Decoder, target: Target, restored: Restored, out: Path) -> None:
     """Weights, config and tokenizer in the layout that transformers, vLLM and mlx-lm read."""
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     tensors = {target.tensor_name(n): p.detach().contiguous() for n, p in model.named_parameters()}
     safetensors.torch.save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     eot = _eot_id(restored.tokenizer)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slm.model.attention.softmax import GroupedQuery, MultiHead, _Softmax
+from slm.model.auxiliary import NoAux, ZLoss
 from slm.model.config import Model
 from slm.model.embedding import Tied, Untied
 from slm.model.ffn import SwiGLU
@@ -63,6 +64,7 @@ def _llama_shaped(model: Model) -> str | None:
         "residual": (PreNorm,),
         "embedding": (Tied, Untied),
         "layout": (Uniform,),
+        "aux": (NoAux, ZLoss),  # these two only change the training loss
     }
     for slot, classes in allowed.items():
         part = getattr(model, slot)

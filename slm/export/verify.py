@@ -24,7 +24,7 @@ class Comparison:
 
 @torch.no_grad()
 def compare(model: Decoder, path: Path, *, sequences: int = 4, seed: int = 0) -> Comparison:
-    """Compare logits on random ids of several lengths, up to the whole context.
+    """Compare logits on random ids of several lengths, up to the whole context or 1,024 positions.
 
     Random ids reach every row of the embedding, and lengths up to the context every position; text would
     exercise less.

@@ -4,14 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from slm.checkpoint import Restored
 from slm.config.errors import ConfigError, RunError
 from slm.data.tokenizer import BytePairs
 from slm.export import export_hf
+from slm.export.hf import write
 from slm.export.targets import TARGETS, choose
 from slm.export.verify import compare
+from slm.model.auxiliary import NoAux
 from slm.model.config import Model
 from slm.model.decoder import Decoder
 
@@ -101,14 +104,43 @@ def test_every_target_says_why_not() -> None:
 
 def test_a_refusal_is_real(tmp_path: Path) -> None:
     """Written as Llama all the same, NoPE gives other logits: the check would catch a wrong table."""
-    from slm.export.hf import write
-
     nope = restored(position="none")
     forced = restored()
     forced.model.load_state_dict(nope.model.state_dict())
     write(forced.model, TARGETS[0], forced, tmp_path / "out")
     assert compare(nope.model, tmp_path / "out").max_abs_diff > 1e-3
     assert compare(forced.model, tmp_path / "out").max_abs_diff < 1e-5
+
+
+@pytest.mark.parametrize("slot", ["residual", "ffn", "norm"])
+def test_the_weights_of_other_refused_parts_have_no_place_in_the_class(slot: str, tmp_path: Path) -> None:
+    """Forced into Llama's names, they leave weights over or missing: the class can't hold the model."""
+    forced, plain = restored(**REFUSED[slot]), restored()
+    write(plain.model, TARGETS[0], plain, tmp_path / "out")
+    tensors = {TARGETS[0].tensor_name(n): p.detach().contiguous() for n, p in forced.model.named_parameters()}
+    safetensors.torch.save_file(tensors, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
+    _, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    assert info["missing_keys"] or info["unexpected_keys"]
+
+
+def test_llama_itself_refuses_heads_that_do_not_divide_the_width() -> None:
+    shape = {"dim": 50, "attention": {"name": "gqa", "heads": 4, "kv_heads": 2, "head_dim": 20}}
+    target, reasons = choose(restored(**shape).model.config)
+    assert target is None
+    assert "no multiple of heads=4" in reasons["LlamaForCausalLM"]
+    with pytest.raises(Exception, match="not a multiple"):
+        transformers.LlamaConfig(hidden_size=50, num_attention_heads=4, num_key_value_heads=2, head_dim=20)
+
+
+def test_a_part_that_the_table_does_not_know_is_refused() -> None:
+    class Another(NoAux):
+        """A loss with a head of its own, say."""
+
+    target, reasons = choose(restored().model.config.with_(aux=Another()))
+    assert target is None
+    assert "model.aux is" in reasons["LlamaForCausalLM"]
 
 
 def test_an_unequal_export_leaves_nothing_and_keeps_the_old_one(tmp_path: Path, monkeypatch) -> None:
@@ -121,8 +153,24 @@ def test_an_unequal_export_leaves_nothing_and_keeps_the_old_one(tmp_path: Path, 
     )
     target = targets.Target(TARGETS[0].architecture, TARGETS[0].model_type, TARGETS[0].fits, TARGETS[0].config, wrong)
     monkeypatch.setattr(targets, "TARGETS", (target,))
-    with pytest.raises(RunError, match="other logits"):
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    with pytest.raises(RunError, match=r"other logits .* allowed 1\.\de-05"):
         export_hf(restored(), tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_one_paragraph_and_keeps_the_old_export(tmp_path: Path, monkeypatch) -> None:
+    export_hf(restored(), tmp_path / "out")
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+
+    def full(*args, **kwargs):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(RunError, match="No space left"):
+        export_hf(restored(), tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
