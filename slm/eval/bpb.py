@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from slm.config.errors import ConfigError
 from slm.data.config import Data
 from slm.data.prepare import store_path
 from slm.data.store import StoredDocument
@@ -55,10 +56,17 @@ def evaluate(
         eot: the end-of-text id, which starts and ends a document.
         context: tokens per window; the model's context by default.
         stride: new tokens per window; half of the context by default.
+
+    Raises:
+        ConfigError: there are no documents, or the windows don't overlap (0 < stride <= context).
     """
     context = context or model.config.context or 2048
-    stride = stride or max(1, context // 2)
+    stride = max(1, context // 2) if stride is None else stride
+    if not 0 < stride <= context:
+        raise ConfigError(f"stride={stride} must be between 1 and the context of {context}, or tokens are left out.")
     docs = list(documents)
+    if not docs:
+        raise ConfigError("There are no documents to evaluate on: data.heldout=0 keeps none apart.")
     device = model.embedding.weight.device
     windows = [w for doc in docs for w in _windows([eot, *doc.tokens.tolist(), eot], context, stride)]
     windows.sort(key=lambda w: len(w[0]))  # alike lengths together: little padding; the sum doesn't depend on it

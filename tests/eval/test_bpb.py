@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from slm.config.errors import ConfigError
 from slm.data.store import StoredDocument
 from slm.eval.baselines import compressors
 from slm.eval.bpb import _windows, evaluate
@@ -59,6 +60,14 @@ def test_a_uniform_model_has_the_entropy_of_its_vocabulary() -> None:
     torch.nn.init.zeros_(flat.embedding.weight)
     predictions = sum(len(d.tokens) + 1 for d in DOCS)
     assert evaluate(flat, DOCS, 0).bits == pytest.approx(predictions * math.log2(40), rel=1e-5)
+
+
+def test_nothing_to_evaluate_on_and_windows_with_gaps_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no documents"):
+        evaluate(MODEL, [], 0)
+    for stride in (0, 17):
+        with pytest.raises(ConfigError, match="stride="):
+            evaluate(MODEL, DOCS, 0, stride=stride)
 
 
 def test_compressors_are_the_command_line_tools() -> None:
