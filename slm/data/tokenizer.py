@@ -61,7 +61,13 @@ class Tokenizer:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without special tokens."""
+        """Ids of a text, without special tokens. Raises `ConfigError` for text that isn't valid Unicode."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"The text isn't valid UTF-8 (at character {error.start}), so it can't be tokenised."
+            ) from None
         return list(self.inner.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

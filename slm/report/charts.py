@@ -1,16 +1,27 @@
-"""Line charts as inline SVG, drawn by matplotlib, that follow the page's light or dark colours."""
+"""Line charts as inline SVG, drawn by matplotlib, that follow the page's light or dark colours.
+
+A page changes its colours with the reader's setting, and a picture drawn in fixed ones would not follow. So the
+finished SVG names colours as the page does: text is ``currentColor`` and curve *n* is ``var(--curve-n)``, with a
+fixed colour behind it for where there is no page around (the README).
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 _INK = "#123456"
 """Stands for the page's text colour; replaced by ``currentColor`` in the finished SVG."""
 COLOURS = ("#2f6fde", "#e0662b", "#2a9d78", "#a3489b", "#b58900", "#6c757d")
-"""Readable on white and on near-black alike."""
+"""Curves in this order, readable on white; base.html.j2 has lighter ones for a dark page under the same numbers."""
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+LABEL_GAP = 0.065
+"""Least distance between two labels at the right edge, as a share of the axis."""
 
 
 @dataclass(frozen=True)
@@ -45,37 +56,77 @@ def draw(chart: Chart) -> str:
     with matplotlib.rc_context(style):
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(8.4, 3.6) if chart.wide else (4.1, 2.4), layout="constrained")
+        figure = Figure(figsize=(8.4, 3.8) if chart.wide else (4.1, 2.4), layout="constrained")
         axes = figure.add_subplot()
         for line, colour in zip(chart.lines, COLOURS * 3, strict=False):
-            style_of: dict[str, Any] = {"marker": "o", "markersize": 3.5} if line.marked else {}
-            axes.plot(line.x, line.y, color=colour, linewidth=1.8, label=line.label, **style_of)
-            if len(line.low):
-                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
-        for i, (label, value) in enumerate(chart.references.items()):
-            axes.axhline(value, color=_INK, linewidth=1, linestyle=(0, (4, 3) if i % 2 == 0 else (1, 2)))
-            axes.annotate(
-                f"{label}: {value:.3f}", (0, value), xycoords=("axes fraction", "data"), xytext=(4, 3),
-                textcoords="offset points", ha="left", color=_INK, fontsize=9,
-            )  # fmt: skip
-        axes.set_xlabel(chart.x_label, color=_INK)
-        axes.set_ylabel(chart.y_label, color=_INK)
+            _curve(axes, line, colour)
         if chart.y_range:
             axes.set_ylim(*chart.y_range)
-        axes.grid(True, color=_INK, alpha=0.12, linewidth=0.8)
-        axes.tick_params(colors=_INK, length=0)
-        for side in axes.spines.values():
-            side.set_visible(False)
-        if len(chart.lines) > 1:
-            axes.legend(frameon=False, labelcolor=_INK, loc="upper center" if not chart.references else "upper right")
+        _references(axes, chart.references)
+        _frame(axes, chart)
         out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(out.getvalue())
+        nothing: Any = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    return _inline(out.getvalue(), f"{chart.y_label} over {chart.x_label}")
 
 
-def _inline(svg: str) -> str:
-    """Without XML header and fixed size, in the page's text colour."""
-    body = svg[svg.index("<svg") :]
-    head, _, rest = body.partition(">")
+def _curve(axes: Any, line: Line, colour: str) -> None:
+    """One curve, or one dot where there is a single point."""
+    alone = len(line.x) == 1
+    marks: dict[str, Any] = {"marker": "o", "markersize": 7 if alone else 3.5} if line.marked or alone else {}
+    axes.plot(line.x, line.y, color=colour, linewidth=0 if alone else 1.8, label=line.label, **marks)
+    if len(line.low):
+        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
+
+
+def _references(axes: Any, references: dict[str, float]) -> None:
+    """Dashed lines across, each named in the margin to its right, where no curve runs through the name."""
+    low, high = axes.get_ylim()
+    names = sorted(references, key=lambda name: references[name])
+    places = spread([references[name] for name in names], LABEL_GAP * (high - low))
+    for i, (name, place) in enumerate(zip(names, places, strict=True)):
+        axes.axhline(references[name], color=_INK, linewidth=1, linestyle=(0, (4, 3) if i % 2 == 0 else (1, 2)))
+        axes.annotate(
+            f"{name}  {references[name]:.3f}", (1, place), xycoords=("axes fraction", "data"), xytext=(6, 0),
+            textcoords="offset points", ha="left", va="center", color=_INK, fontsize=9,
+        )  # fmt: skip
+
+
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """Rising values moved apart to at least ``gap``; those that touch keep their middle."""
+    groups: list[tuple[float, int]] = []  # (middle, members)
+    for value in values:
+        groups.append((value, 1))
+        while len(groups) > 1 and groups[-1][0] - groups[-2][0] < gap * (groups[-1][1] + groups[-2][1]) / 2:
+            (b, m), (a, n) = groups.pop(), groups.pop()
+            groups.append(((a * n + b * m) / (n + m), n + m))
+    return [middle + gap * (i - (n - 1) / 2) for middle, n in groups for i in range(n)]
+
+
+def _frame(axes: Any, chart: Chart) -> None:
+    """Axis names, a light grid, no box, and a legend where there is more than one curve."""
+    axes.set_xlabel(chart.x_label, color=_INK)
+    axes.set_ylabel(chart.y_label, color=_INK)
+    axes.grid(True, color=_INK, alpha=0.12, linewidth=0.8)
+    axes.tick_params(colors=_INK, length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    if len(chart.lines) > 1:
+        axes.legend(frameon=False, labelcolor=_INK, loc="upper right")
+
+
+def _inline(svg: str, described: str) -> str:
+    """Ready for a page: scalable, in the page's colours and fonts, with a name for who can't see it.
+
+    Several charts share one page, so ids get a prefix of their own.
+    """
+    own = "c" + hashlib.sha256(svg.encode()).hexdigest()[:8]
+    head, _, body = svg[svg.index("<svg") :].partition(">")
     kept = [a for a in head.split('" ') if not a.strip().startswith(("width=", "height="))]
-    return ('" '.join(kept) + ">" + rest).replace(_INK, "currentColor")
+    body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
+    body = re.sub(r'\bid="', f'id="{own}-', body)
+    body = re.sub(r'(url\(|href=")#', rf"\1#{own}-", body)
+    body = re.sub(r"'DejaVu Sans'[^;\"]*", FONT, body).replace(_INK, "currentColor")
+    for i, colour in enumerate(COLOURS):
+        body = body.replace(colour, f"var(--curve-{i}, {colour})")
+    return f'{'" '.join(kept)} role="img" aria-label="{escape(described)}">{body}'

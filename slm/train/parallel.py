@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from slm.config.errors import ConfigError
+from slm.config.errors import ConfigError, suggest
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
     """``auto`` is cuda, else mps, else cpu. Raises `ConfigError` for a device that isn't there."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     name = next(d for d in available if available[d]) if wanted == "auto" else wanted
+    if name not in available:
+        raise ConfigError(f"There is no device {wanted!r}. {suggest(wanted, ['auto', *available])}")
     if not available[name]:
         raise ConfigError(
             f"impl.device={name}: torch finds no such device here. Use impl.device=auto; `slm doctor` shows what there is."
