@@ -129,4 +129,5 @@ def _inline(svg: str, described: str) -> str:
     body = re.sub(r"'DejaVu Sans'[^;\"]*", FONT, body).replace(_INK, "currentColor")
     for i, colour in enumerate(COLOURS):
         body = body.replace(colour, f"var(--curve-{i}, {colour})")
-    return f'{'" '.join(kept)} role="img" aria-label="{escape(described)}">{body}'
+    start = '" '.join(kept)
+    return f'{start} role="img" aria-label="{escape(described)}">{body}'
