@@ -15,7 +15,7 @@ def main(run_dir: Path, out: Path) -> None:
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((run_dir / "summary.json").read_text())
     by_kind = {kind: [r for r in records if r["kind"] == kind] for kind in ("train", "eval")}
-    svg = draw(bpb_chart(by_kind["train"], by_kind["eval"], summary["baselines"]))
+    svg = draw(bpb_chart(by_kind["train"], by_kind["eval"], summary))
     head, _, body = svg.partition(">")
     out.write_text(f'{head} style="color:#1c2330;background:#fff">{body}')
 

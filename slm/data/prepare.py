@@ -21,7 +21,7 @@ from slm.config.errors import ConfigError
 from slm.config.identity import fingerprint
 from slm.data.config import Data
 from slm.data.sources import Document
-from slm.data.store import FORMAT, SPLITS, ShardWriter, Store, write_durably
+from slm.data.store import FORMAT, SPLITS, ShardWriter, Store, sync_directory, write_durably
 from slm.data.tokenizer import Tokenizer, TokenizerPart
 
 Progress = Callable[[str, int, int], None]
@@ -65,7 +65,10 @@ def prepare(data: Data, tokenizer: TokenizerPart, data_dir: Path | str, *, progr
             shutil.rmtree(leftover, ignore_errors=True)
         try:
             _build(partial, data, tokenizer, progress or (lambda *_: None))
+            for folder in (partial / "shards", partial):
+                sync_directory(folder)
             os.replace(partial, path)
+            sync_directory(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return Store.open(path)
@@ -150,9 +153,13 @@ def _encode(
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold an advisory lock; it disappears with the process, however that ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    while True:
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                continue  # its holder removed the file while this process waited: what is locked is nobody's any more
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return

@@ -42,7 +42,8 @@ class Shard:
 
     def __init__(self, root: Path, entry: dict[str, Any], dtype: np.dtype[Any]) -> None:
         self.stem, self.entry, self.dtype = root / "shards" / entry["file"], entry, dtype
-        expected = {".tok": entry["tokens"] * dtype.itemsize, ".idx": entry["docs"] * 8}
+        blocks = -(-entry["tokens"] * dtype.itemsize // BLOCK)
+        expected = {".tok": entry["tokens"] * dtype.itemsize, ".idx": entry["docs"] * 8, ".crc": (blocks + 1) * 4}
         for suffix, size in expected.items():
             path = self.path(suffix)
             if not path.is_file() or path.stat().st_size != size:
@@ -52,8 +53,7 @@ class Shard:
                 )
         raw_idx = self.path(".idx").read_bytes()
         self.crc = np.frombuffer(self.path(".crc").read_bytes(), dtype="<u4")
-        blocks = -(-expected[".tok"] // BLOCK)
-        if len(self.crc) != blocks + 1 or zlib.crc32(raw_idx) != int(self.crc[-1]):
+        if zlib.crc32(raw_idx) != int(self.crc[-1]):
             raise RunError(
                 f"{self.path('.idx')}: checksum differs from {self.path('.crc').name}. Remove the store and make it again."
             )
@@ -91,13 +91,19 @@ class Shard:
         for block in range(len(self._checked)):
             self._checked[block] = False
             self._check(block)
-        meta = self.path(".meta")
-        if hashlib.sha256(meta.read_bytes()).hexdigest() != self.entry["meta_sha256"]:
-            raise RunError(f"{meta}: checksum differs from the manifest. Remove the store and make it again.")
+        self.meta()
 
     def meta(self) -> pa.Table:
-        """Document ids (``id``) and lengths in UTF-8 bytes (``bytes``)."""
-        return pq.read_table(self.path(".meta"))
+        """Document ids (``id``) and lengths in UTF-8 bytes (``bytes``). Raises `RunError` if they were damaged.
+
+        Checked at every read: a wrong length in bytes would be a wrong number of bits per byte.
+        """
+        path = self.path(".meta")
+        raw = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(raw).hexdigest() != self.entry["meta_sha256"]:
+            what = "its checksum differs from the manifest" if raw else "the file is missing or empty"
+            raise RunError(f"{path}: {what}. Remove the store and make it again.")
+        return pq.read_table(pa.BufferReader(raw))
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.manifest = _read_manifest(path)
-        raw = (path / "tokenizer.json").read_bytes()
+        raw = (path / "tokenizer.json").read_bytes() if (path / "tokenizer.json").is_file() else b""
         if hashlib.sha256(raw).hexdigest() != self.manifest["tokenizer"]["sha256"]:
             raise RunError(
                 f"{path / 'tokenizer.json'}: not the tokenizer that this store was made with. Make the store again."
@@ -195,10 +201,13 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise RunError(f"The token store {path} {what}.") from None
     except ValueError as error:
         raise RunError(f"{file}: not valid JSON ({error}). Remove the store and make it again.") from None
-    if manifest.get("format") != FORMAT:
+    written_in = manifest.get("format") if isinstance(manifest, dict) else None
+    if written_in != FORMAT:
         raise RunError(
-            f"{file}: written in format {manifest.get('format')!r}; this slm reads format {FORMAT}. Make the store again."
+            f"{file}: written in format {written_in!r}; this slm reads format {FORMAT}. Make the store again."
         )
+    if missing := sorted({"dtype", "tokenizer", "splits", "content_sha256"} - set(manifest)):
+        raise RunError(f"{file}: lacks {', '.join(missing)}. Remove the store and make it again.")
     return manifest  # type: ignore[no-any-return]
 
 
@@ -230,22 +239,34 @@ class ShardWriter:
         crcs = [zlib.crc32(raw[i : i + BLOCK]) for i in range(0, len(raw), BLOCK)] + [zlib.crc32(idx)]
         write_durably(self._path(".idx"), idx)
         write_durably(self._path(".crc"), np.array(crcs, dtype="<u4").tobytes())
-        pq.write_table(pa.table({"id": self._ids, "bytes": pa.array(self._bytes, pa.int64())}), self._path(".meta"))
+        table, meta = pa.table({"id": self._ids, "bytes": pa.array(self._bytes, pa.int64())}), pa.BufferOutputStream()
+        pq.write_table(table, meta)
+        raw_meta = meta.getvalue().to_pybytes()
+        write_durably(self._path(".meta"), raw_meta)
         return {
             "file": self.stem.name,
             "tokens": self.tokens,
             "docs": len(self._ends),
             "bytes": sum(self._bytes),
             "sha256": hashlib.sha256(raw + idx).hexdigest(),
-            "meta_sha256": hashlib.sha256(self._path(".meta").read_bytes()).hexdigest(),
+            "meta_sha256": hashlib.sha256(raw_meta).hexdigest(),
         }
 
 
 def write_durably(path: Path, raw: bytes) -> None:
     """Write a file and wait until it is on the disk."""
-    file = path.open("wb")
-    file.write(raw)
-    _sync(file)
+    with path.open("wb") as file:
+        file.write(raw)
+        _sync(file)
+
+
+def sync_directory(path: Path) -> None:
+    """Wait until the names in a directory are on the disk: a file's own fsync doesn't cover its name."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync(file: Any) -> None:

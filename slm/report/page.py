@@ -18,6 +18,8 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters["si"] = si
+    environment.filters["unit"] = unit
+    environment.filters["count"] = count
     environment.filters["span"] = span
     return environment
 
@@ -41,9 +43,22 @@ def si(value: float | None, digits: int = 3) -> str:
     if value is None:
         return "n/a"
     for factor, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= factor:
+        if abs(value) >= factor * (1 - 0.5 * 10**-digits):  # 999,999 is 1M, not 1e+03k
             return f"{value / factor:.{digits}g}{letter}"
     return f"{value:.{digits}g}"
+
+
+def unit(value: float | None, name: str) -> str:
+    """(824_344_576, "B") -> 824 MB, the letter on the unit's side."""
+    if value is None:
+        return "n/a"
+    text = si(value)
+    return f"{text[:-1]} {text[-1]}{name}" if text[-1].isalpha() else f"{text} {name}"
+
+
+def count(value: float) -> str:
+    """Counts of things, exact while they are short: 2,048; 1.23M."""
+    return f"{round(value):,}" if abs(value) < 100_000 else si(value)
 
 
 def span(seconds: float | None) -> str:

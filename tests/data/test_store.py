@@ -68,6 +68,25 @@ def test_duplicates_and_empty_documents_are_dropped_and_counted(tmp_path: Path) 
     assert made.manifest["dropped"] == {"empty": 1, "duplicate": 2}
 
 
+def test_damaged_lengths_never_become_a_wrong_bits_per_byte(store: Store) -> None:
+    meta = next((store.path / "shards").glob("*.meta"))
+    raw = meta.read_bytes()
+    for damaged in (b"", raw[: len(raw) // 2], raw[:-9] + bytes([raw[-9] ^ 1]) + raw[-8:]):
+        meta.write_bytes(damaged)
+        with pytest.raises(RunError, match=meta.name):
+            list(Store.open(store.path).documents("train"))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("[]", "written in format None"), ("{", "not valid JSON"), ('{"format": 1}', "lacks content_sha256, dtype")],
+)
+def test_a_manifest_that_is_none_is_explained(store: Store, content: str, expected: str) -> None:
+    (store.path / "manifest.json").write_text(content)
+    with pytest.raises(RunError, match=expected):
+        Store.open(store.path)
+
+
 @pytest.mark.parametrize("suffix", [".tok", ".idx", ".meta"])
 def test_one_flipped_bit_is_named(store: Store, suffix: str) -> None:
     shard = next((store.path / "shards").glob(f"*{suffix}"))

@@ -9,7 +9,7 @@ import yaml
 
 from slm.config.errors import RunError
 from slm.report.charts import Chart, Line, draw
-from slm.report.page import si, span
+from slm.report.page import count, si, span, unit
 from slm.report.run import write_run_report
 
 TRAIN = {"kind": "train", "tokens": 100, "tokens_per_param": 0.1, "loss": 3.0, "bpb": 2.0, "lr": 1e-3, "grad_norm": 1.0, "tokens_per_s": 1e4, "mfu_causal": None, "mfu_palm": None, "skipped": 0, "seconds": 1.0}  # fmt: skip
@@ -85,4 +85,7 @@ def test_charts_are_repeatable_and_follow_the_pages_colour() -> None:
 
 def test_numbers_as_people_read_them() -> None:
     assert [si(x) for x in (3_148_224, 429_055, 0.5, None, 2.5e13)] == ["3.15M", "429k", "0.5", "n/a", "25T"]
+    assert si(999_999) == "1M"
+    assert [unit(x, "B") for x in (824_344_576, 12, None)] == ["824 MB", "12 B", "n/a"]
+    assert [count(x) for x in (2_048, 524_288)] == ["2,048", "524k"]
     assert [span(x) for x in (4.0, 150, 7200, None)] == ["4.0 s", "2 min 30 s", "2.0 h", "n/a"]
