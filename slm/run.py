@@ -69,6 +69,7 @@ class Run(Config):
         if model.vocab is None or model.context is None:
             joined = model.with_(vocab=model.vocab or vocab, context=model.context or context)
             self.__dict__["model"] = joined  # the model is frozen for users; joining sections is part of making it
+        self.__dict__["train"] = self.train.settled(self.impl.device)
         if self.train.batch_tokens % context:
             raise ConfigError(
                 f"train.batch_tokens={self.train.batch_tokens} is no multiple of data.seq_len={context}: a global batch "

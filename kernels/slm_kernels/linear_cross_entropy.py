@@ -14,6 +14,7 @@ it stays in cache, which on a CPU also makes it faster than the plain computatio
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,10 @@ def linear_cross_entropy(
     *,
     ignore_index: int = -100,
     z_loss: float = 0.0,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    valid: int | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> tuple[Tensor, Tensor]:
     """Sum over rows of cross entropy plus ``z_loss`` x lse^2, and the cross entropy alone.
@@ -39,26 +44,71 @@ def linear_cross_entropy(
         weight_VD: output embedding.
         targets_N: int64 ids; rows equal to ``ignore_index`` count nothing.
         z_loss: weight of the squared log-partition (PaLM, arXiv 2204.02311, section 5).
+        bias: (V,), added to the scaled products.
+        logit_scale: factor on x W^T.
+        softcap: logits become cap tanh(logit / cap) (Gemma 2, arXiv 2408.00118).
+        valid: rows of ``weight_VD`` that are real; the others are padding and score -inf.
         block_bytes: memory for the fp32 logits of one block of rows.
 
     Returns:
-        ``(loss, nll)``, fp32 scalars; ``nll`` carries no gradient.
+        ``(loss, nll)``, fp32 scalars (fp64 for fp64 inputs); ``nll`` carries no gradient.
     """
     device = x_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
     rows = max(16, block_bytes // (4 * weight_VD.shape[0]))
-    return _LinearCrossEntropy.apply(x_ND, weight_VD, targets_N, ignore_index, z_loss, rows, dtype)  # type: ignore[no-any-return]
+    head = _Head(logit_scale, softcap, valid)
+    return _LinearCrossEntropy.apply(x_ND, weight_VD, bias, targets_N, ignore_index, z_loss, head, rows, dtype)  # type: ignore[no-any-return]
 
 
 def reference(
-    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, ignore_index: int = -100, z_loss: float = 0.0
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    *,
+    ignore_index: int = -100,
+    z_loss: float = 0.0,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    valid: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same from torch's own operations: the oracle of the tests."""
-    logits_NV = torch.nn.functional.linear(x_ND, weight_VD)
+    logits_NV = torch.nn.functional.linear(x_ND, weight_VD) * logit_scale
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))  # fp64 stays fp64
+    if bias is not None:
+        logits_NV = logits_NV + bias
+    if softcap is not None:
+        logits_NV = softcap * (logits_NV / softcap).tanh()
+    logits_NV = logits_NV[:, :valid]
     nll = torch.nn.functional.cross_entropy(logits_NV, targets_N, ignore_index=ignore_index, reduction="sum")
     lse_N = logits_NV.logsumexp(-1)[targets_N != ignore_index]
     return nll + z_loss * lse_N.square().sum(), nll.detach()
+
+
+@dataclass(frozen=True)
+class _Head:
+    """From products to logits, and the way back for their gradient; both in place."""
+
+    scale: float
+    softcap: float | None
+    valid: int | None
+
+    def logits(self, product_BV: Tensor, bias: Tensor | None) -> Tensor:
+        if self.scale != 1.0:
+            product_BV.mul_(self.scale)
+        if bias is not None:
+            product_BV.add_(bias)
+        if self.softcap is not None:
+            product_BV.div_(self.softcap).tanh_().mul_(self.softcap)
+        if self.valid is not None:
+            product_BV[:, self.valid :] = float("-inf")
+        return product_BV
+
+    def slope(self, logits_BV: Tensor) -> Tensor | None:
+        """d logit / d (scaled product + bias); None where it is 1."""
+        if self.softcap is None:
+            return None
+        return (1 - (logits_BV / self.softcap).square()).nan_to_num_(0.0, 0.0, 0.0)  # padding is at -inf
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -67,47 +117,60 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any,
         x_ND: Tensor,
         weight_VD: Tensor,
+        bias: Tensor | None,
         targets_N: Tensor,
         ignore_index: int,
         z_loss: float,
+        head: _Head,
         rows: int,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(x_ND.device.type, enabled=False):
-            wants = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-            w_VD = weight_VD.to(dtype)
-            nll, z = x_ND.new_zeros((), dtype=torch.float32), x_ND.new_zeros((), dtype=torch.float32)
+            wants = any(ctx.needs_input_grad[:3])
+            wide = torch.promote_types(dtype, torch.float32)  # fp64 stays fp64
+            w_VD, bias_V = weight_VD.to(dtype), None if bias is None else bias.to(wide)
+            nll, z = x_ND.new_zeros((), dtype=wide), x_ND.new_zeros((), dtype=wide)
             dx_ND = torch.empty_like(x_ND) if wants else None
-            dw_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wants else None
+            dw_VD = torch.zeros_like(weight_VD, dtype=wide) if wants else None
+            db_V = torch.zeros_like(bias_V) if wants and bias_V is not None else None
             for start in range(0, x_ND.shape[0], rows):
                 block = slice(start, start + rows)
                 x_BD, y_B = x_ND[block].to(dtype), targets_N[block, None]
-                valid_B = y_B != ignore_index
-                y_B = y_B.where(valid_B, 0)
-                logits_BV = (x_BD @ w_VD.mT).float()
+                counted_B = y_B != ignore_index
+                y_B = y_B.where(counted_B, 0)
+                logits_BV = head.logits((x_BD @ w_VD.mT).to(wide), bias_V)
                 lse_B = logits_BV.logsumexp(-1, keepdim=True)
-                nll += ((lse_B - logits_BV.gather(1, y_B)) * valid_B).sum()
-                z += (lse_B.square() * valid_B).sum()
+                nll += ((lse_B - logits_BV.gather(1, y_B)) * counted_B).sum()
+                z += (lse_B.square() * counted_B).sum()
                 if dx_ND is None or dw_VD is None:
                     continue
+                slope_BV = head.slope(logits_BV)
                 grad_BV = logits_BV.sub_(lse_B).exp_()  # softmax, in the logits' memory
                 if z_loss:
                     grad_BV.mul_(1 + 2 * z_loss * lse_B)
                 grad_BV.scatter_add_(1, y_B, grad_BV.new_full((1, 1), -1.0).expand_as(y_B))
-                g_BV = (grad_BV if bool_all(valid_B) else grad_BV.mul_(valid_B)).to(dtype)
+                if slope_BV is not None:
+                    grad_BV.mul_(slope_BV)
+                if not bool_all(counted_B):
+                    grad_BV.mul_(counted_B)
+                if db_V is not None:
+                    db_V += grad_BV.sum(0)
+                if head.scale != 1.0:
+                    grad_BV.mul_(head.scale)
+                g_BV = grad_BV.to(dtype)
                 dx_ND[block] = g_BV @ w_VD
                 dw_VD += g_BV.mT @ x_BD
             if dx_ND is not None and dw_VD is not None:
-                ctx.save_for_backward(dx_ND, dw_VD.to(weight_VD.dtype))
+                saved = [dx_ND, dw_VD.to(weight_VD.dtype)]
+                ctx.save_for_backward(*saved, *([] if db_V is None or bias is None else [db_V.to(bias.dtype)]))
             loss = nll + z_loss * z
             ctx.mark_non_differentiable(nll)
             return loss, nll
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        dx_ND, dw_VD = ctx.saved_tensors
-        upstream = grads[0]
-        return dx_ND * upstream.to(dx_ND.dtype), dw_VD * upstream.to(dw_VD.dtype), None, None, None, None, None
+        scaled = [saved * grads[0].to(saved.dtype) for saved in ctx.saved_tensors]
+        return (*scaled, *[None] * (9 - len(scaled)))
 
 
 def bool_all(mask: Tensor) -> bool:

@@ -54,7 +54,7 @@ def show(
     model = load_preset(name)
     cost = model.costs(context)
     parts: dict[str, Any] = {
-        kind: {"params": c.params, "flops_per_token": c.forward_flops((cost.context + 1) / 2)}
+        kind: {"params": c.params, "flops_per_token": c.causal_flops(cost.context)}
         for kind, c in cost.parts.items()
     }
     result = {

@@ -92,20 +92,24 @@ class Registry(Generic[P]):
         except pydantic.ValidationError as error:
             raise explain(error, cls, where=f"{self.slot} ({cls.part_name})") from None
 
-    def field(self) -> Any:
-        """Metadata for `typing.Annotated` that makes a pydantic field a slot of this registry."""
-        return _SlotField(self)
+    def field(self, *, optional: bool = False) -> Any:
+        """Metadata for `typing.Annotated` that makes a pydantic field a slot of this registry; ``optional``: or None."""
+        return _SlotField(self, optional)
 
 
 class _SlotField:
     """Pydantic glue: validate through the registry, dump as the concrete part."""
 
-    def __init__(self, registry: Registry[Any]) -> None:
-        self.registry = registry
+    def __init__(self, registry: Registry[Any], optional: bool = False) -> None:
+        self.registry, self.optional = registry, optional
+
+    def parse(self, value: Any) -> Any:
+        return None if value is None and self.optional else self.registry.parse(value)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema as cs
 
         return cs.no_info_plain_validator_function(
-            self.registry.parse, serialization=cs.plain_serializer_function_ser_schema(lambda part: part.model_dump())
+            self.parse,
+            serialization=cs.plain_serializer_function_ser_schema(lambda part: part and part.model_dump()),
         )

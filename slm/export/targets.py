@@ -11,14 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from slm.model.attention.softmax import GroupedQuery, MultiHead, _Softmax
+from slm.model.attention.softmax import GroupedQuery, MultiHead, _Options
 from slm.model.auxiliary import NoAux, ZLoss
 from slm.model.config import Model
 from slm.model.embedding import Tied, Untied
 from slm.model.ffn import SwiGLU
 from slm.model.layout import Uniform
 from slm.model.norm import RMSNormPart
-from slm.model.position import Rope
+from slm.model.position.rope import Rope
 from slm.model.residual import PreNorm
 
 
@@ -79,8 +79,8 @@ def _fits_llama(model: Model) -> str | None:
     if reason is not None:
         return reason
     attention = model.attention
-    assert isinstance(attention, _Softmax)
-    if attention.qk_norm:
+    assert isinstance(attention, _Options)
+    if attention.qk_norm != "none":
         return "model.attention.qk_norm is on; the class has no norms on queries and keys"
     if model.dim % (attention.heads or 1):
         return f"model.dim={model.dim} is no multiple of heads={attention.heads}, which the class insists on"
@@ -89,7 +89,7 @@ def _fits_llama(model: Model) -> str | None:
 
 def _fits_qwen3(model: Model) -> str | None:
     reason = _llama_shaped(model)
-    if reason is None and not model.attention.qk_norm:  # type: ignore[attr-defined]
+    if reason is None and model.attention.qk_norm == "none":  # type: ignore[attr-defined]
         reason = "model.attention.qk_norm is off; the class always normalises queries and keys"
     return reason
 
@@ -97,7 +97,7 @@ def _fits_qwen3(model: Model) -> str | None:
 def _config(model: Model) -> dict[str, Any]:
     """The fields that Llama and Qwen3 share."""
     attention, position, norm = model.attention, model.position, model.norm
-    assert isinstance(attention, _Softmax)
+    assert isinstance(attention, _Options)
     assert isinstance(position, Rope)
     return {
         "vocab_size": model.vocab,

@@ -2,7 +2,7 @@
 
 ::
 
-    tokens -> embedding -> block x layers -> final norm -> hidden states -> head -> logits or loss
+    tokens -> embedding (+ positions) -> blocks -> final norm -> hidden states -> head -> logits or loss
 """
 
 from __future__ import annotations
@@ -12,10 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from slm.model.cache import KVCache
+from slm.model.cache import Cache
 from slm.model.config import Model
-from slm.model.sequence import Mask, Sequence
+from slm.model.parts import BuildContext
+from slm.model.position.base import Position
+from slm.model.position.learned import LearnedPositions
+from slm.model.sequence import Encoding, Mask, Sequence
 from slm_kernels import linear_cross_entropy
+
+IGNORED = -100
+"""Targets that count nothing."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +39,17 @@ class Decoder(nn.Module):
     def __init__(self, config: Model) -> None:
         super().__init__()
         self.config = config
-        self.embedding = config.embedding.build_embedding(config.vocab_, config.dim)
-        self.position = config.position.build(config.contexts[0])
-        self.blocks = nn.ModuleList(config.residual.build(ctx) for ctx in config.contexts)
-        self.norm = config.norm.build(config.dim)
+        places = config.contexts
+        self.embedding = config.embedding.build(places[0])
+        self.positions, self.position_of = _positions(places)
+        self.blocks = nn.ModuleList(_blocks(places))
+        self.norm = places[0].norm() if config.residual.final_norm else nn.Identity()
+        self.further = config.aux.build(places[-1])
         self.attention_backend = "auto"
 
     def init_weights(self, seed: int) -> "Decoder":
         """Fill all parameters from a seed, the same on every device. Returns self."""
-        self.config.init.apply(self, self.config.layers, seed)
+        self.config.init.apply(self, self.config, seed)
         return self
 
     def forward(
@@ -50,7 +58,7 @@ class Decoder(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         docs_BT: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Hidden states after the final norm, (B, T, D).
 
@@ -59,34 +67,112 @@ class Decoder(nn.Module):
             positions_BT: position of each token; by default counted from the cache's end.
             docs_BT: number of the document each token belongs to within its row; a token attends to earlier
                 tokens of its own document only. None: each row is one document.
-            cache: keys and values of past tokens; grows by T.
+            cache: what is remembered of past tokens; grows by T.
         """
+        return self._run(tokens_BT, positions_BT, docs_BT, cache)[0]
+
+    def training_loss(
+        self, tokens_BT: Tensor, targets_BT: Tensor, *, positions_BT: Tensor | None = None, docs_BT: Tensor | None = None
+    ) -> LossSums:
+        """Forward pass and loss, with whatever the parts add to it (multi-token prediction, balance penalties)."""
+        hidden_BTD, sequence = self._run(tokens_BT, positions_BT, docs_BT, None)
+        sums = self.loss(hidden_BTD, targets_BT)
+        loss = sums.loss
+        if self.further is not None:
+            loss = loss + self._further_loss(hidden_BTD, targets_BT, sequence)
+        for penalty in sequence.penalties:
+            loss = loss + penalty.to(loss.dtype) * sums.count
+        return LossSums(loss, sums.nll, sums.count)
+
+    def _run(
+        self, tokens_BT: Tensor, positions_BT: Tensor | None, docs_BT: Tensor | None, cache: Cache | None
+    ) -> tuple[Tensor, Sequence]:
         length, past = tokens_BT.shape[1], cache.length if cache is not None else 0
         if positions_BT is None:
             positions_BT = torch.arange(past, past + length, device=tokens_BT.device)[None]
+        made = [Encoding(p, p.tables(positions_BT)) for p in self.positions]  # type: ignore[operator]
+        encodings = [made[i] for i in self.position_of]
         mask = Mask(length, tokens_BT.device, docs_BT, past)
-        sequence = Sequence(mask, self.position, self.position.tables(positions_BT), self.attention_backend, cache)
-        x_BTD = self.embedding(tokens_BT)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, sequence)
+        sequence = Sequence(tokens_BT, positions_BT, mask, encodings, self.attention_backend, cache)
+        x_BTD = self._embed(tokens_BT, positions_BT, past + length)
+        sequence.x0_BTD = x_BTD
+        for place in self.config.contexts:
+            x_BTD = self.blocks[place.block](x_BTD, sequence, place.layer)
         if cache is not None:
             cache.advance(length)
-        return self.norm(x_BTD)  # type: ignore[no-any-return]
+        return self.norm(x_BTD), sequence
+
+    def _embed(self, tokens_BT: Tensor, positions_BT: Tensor, length: int) -> Tensor:
+        x_BTD = self.embedding(tokens_BT)
+        first = self.positions[0]
+        if isinstance(first, LearnedPositions):
+            first.check_length(length)
+        return first.embed(x_BTD, positions_BT)  # type: ignore[operator,no-any-return]
+
+    def _further_loss(self, state_BTD: Tensor, targets_BT: Tensor, sequence: Sequence) -> Tensor:
+        """Weighted cross entropy of the tokens behind the next one, within the document."""
+        assert self.further is not None
+        tokens_BT, docs_BT = sequence.tokens_BT, sequence.mask.docs_BT
+        total = state_BTD.new_zeros((), dtype=torch.float32)
+        for k, depth in enumerate(self.further, start=1):
+            ahead_BT, aims_BT = _shifted(tokens_BT, k, 0), _shifted(targets_BT, k, IGNORED)
+            if docs_BT is not None:
+                aims_BT = aims_BT.where(_shifted(docs_BT, k, -1) == docs_BT, IGNORED)
+            state_BTD = depth(state_BTD, self.embedding(ahead_BT), sequence, self.further.layer)
+            total = total + self.further.weight * self.loss(state_BTD, aims_BT).loss
+        return total
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token of the vocabulary: (..., D) -> (..., V)."""
-        scores: Tensor = self.embedding.logits(hidden)
-        return scores
+        return self.embedding.logits(hidden)
 
     def loss(self, hidden_BTD: Tensor, targets_BT: Tensor) -> LossSums:
         """Loss summed over targets that are not -100, without keeping the logits."""
         loss, nll = linear_cross_entropy(
-            hidden_BTD.flatten(0, -2), self.embedding.head_weight, targets_BT.flatten(), z_loss=self.config.aux.z_weight
+            self.embedding.features(hidden_BTD).flatten(0, -2),
+            self.embedding.head_weight,
+            targets_BT.flatten(),
+            z_loss=self.config.aux.z_weight,
+            **self.embedding.head_options,
         )
-        return LossSums(loss, nll, (targets_BT != -100).sum())
+        return LossSums(loss, nll, (targets_BT != IGNORED).sum())
 
-    def new_cache(self, batch: int, max_len: int) -> KVCache:
+    def new_cache(self, batch: int, max_len: int) -> Cache:
         """An empty cache for ``batch`` sequences of up to ``max_len`` tokens, in the weights' dtype and device."""
         weight = self.embedding.weight
-        shapes = [ctx.attention.cache_shape for ctx in self.config.contexts]
-        return KVCache.allocate(shapes, batch, max_len, weight.dtype, weight.device)
+        rooms = [self.config.room(place) for place in self.config.contexts]
+        return Cache.allocate(rooms, batch, max_len, weight.dtype, weight.device)
+
+
+def _blocks(places: list[BuildContext]) -> list[nn.Module]:
+    """The stored blocks, built once each; a shared feed-forward is one module in all of them."""
+    blocks: list[nn.Module] = []
+    for place in places:
+        if place.block == len(blocks):
+            shared = blocks[place.ffn_block].ffn if place.shares_ffn else None
+            blocks.append(place.model.residual.build(place, shared))  # type: ignore[arg-type]
+    return blocks
+
+
+def _positions(places: list[BuildContext]) -> tuple[nn.ModuleList, list[int]]:
+    """The distinct position encodings, and which one each place uses. The first is the model's own, at least at the input."""
+    made: dict[str, int] = {}
+    modules: list[Position] = []
+    use: list[int] = []
+    for place in places:
+        width = place.attention.rotary_dim
+        key = f"{place.position.model_dump_json()} {width if place.attention.positional else None}"
+        if place.position.at_input:
+            key = "input"
+        elif not place.attention.positional:
+            key = "none"
+        if key not in made:
+            made[key] = len(modules)
+            modules.append(Position() if key == "none" else place.position.build(place))
+        use.append(made[key])
+    return nn.ModuleList(modules), use
+
+
+def _shifted(x_BT: Tensor, by: int, fill: int) -> Tensor:
+    """Each place gets what stands ``by`` places later, the end ``fill``."""
+    return nn.functional.pad(x_BT[:, by:], (0, min(by, x_BT.shape[1])), value=fill)

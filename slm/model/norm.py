@@ -1,8 +1,8 @@
-"""Normalisation. Statistics are fp32 whatever the input's precision."""
+"""Normalisation. Statistics are fp32 whatever the input's precision (fp64 stays fp64)."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +12,16 @@ from slm.config.registry import Registry
 from slm.cost.cost import Cost
 from slm.model.parts import BuildContext, ModelPart
 
+Gain = Literal["plain", "one_plus", "none"]
+
 
 class NormPart(ModelPart):
     """A normalisation over the last dimension."""
 
     eps: float = 1e-5
 
-    def build(self, width: int) -> nn.Module:
+    def build(self, width: int, heads: int | None = None) -> nn.Module:
+        """A norm over ``width``. With ``heads`` each head has gains of its own: input (..., heads, width)."""
         raise NotImplementedError
 
     def params(self, width: int) -> int:
@@ -31,55 +34,113 @@ class NormPart(ModelPart):
 
 norm = Registry("norm", NormPart)
 NormSlot = Annotated[NormPart, norm.field()]
+OptionalNormSlot = Annotated[NormPart | None, norm.field(optional=True)]
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight."""
-
-    param_classes = {"weight": "norm"}
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
-class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(var + eps) * weight + bias."""
+class Norm(nn.Module):
+    """Gain and bias around a statistic. ``gain`` "one_plus" stores w - 1 (Gemma, Nemotron), so that decay pulls to 1."""
 
     param_classes = {"weight": "norm", "bias": "bias"}
 
-    def __init__(self, width: int, eps: float, bias: bool) -> None:
+    def __init__(self, width: int, eps: float, gain: Gain, bias: bool, heads: int | None) -> None:
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
-        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+        shape = (width,) if heads is None else (heads, width)
+        self.per_head = heads is not None
+        self.width, self.eps, self.one_plus = width, eps, gain == "one_plus"
+        self.weight = None if gain == "none" else nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.empty(shape)) if bias else None
+        self.starts = {"weight": 0.0 if self.one_plus else 1.0}
+
+    def normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """The normalised input times ``weight`` plus ``bias``, both (width,) or None."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.float()
-        return F.layer_norm(x.float(), self.weight.shape, self.weight.float(), bias, self.eps).to(x.dtype)
+        wide = _wide(x)
+        weight = None if self.weight is None else _wide(self.weight)
+        bias = None if self.bias is None else _wide(self.bias)
+        if weight is not None and self.one_plus:
+            weight = 1 + weight
+        if not self.per_head:
+            return self.normalise(wide, weight, bias).to(x.dtype)
+        y = self.normalise(wide, None, None)  # gains per head: after the fused operation
+        y = y if weight is None else y * weight
+        return (y if bias is None else y + bias).to(x.dtype)
+
+
+class RMSNorm(Norm):
+    """x / sqrt(mean(x^2) + eps) * weight."""
+
+    def normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return F.rms_norm(x, (self.width,), weight, self.eps)
+
+
+class LayerNorm(Norm):
+    """(x - mean) / sqrt(var + eps) * weight + bias."""
+
+    def normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return F.layer_norm(x, (self.width,), weight, bias, self.eps)
 
 
 @norm.register("rmsnorm", paper="Zhang & Sennrich 2019, arXiv 1910.07467")
 class RMSNormPart(NormPart):
-    """Root-mean-square normalisation with a gain."""
+    """Root-mean-square normalisation."""
 
-    def build(self, width: int) -> nn.Module:
-        return RMSNorm(width, self.eps)
+    gain: Gain = "plain"
+    """plain: w; one_plus: 1 + w, starting at 0; none: no parameters."""
+
+    def build(self, width: int, heads: int | None = None) -> nn.Module:
+        return RMSNorm(width, self.eps, self.gain, False, heads)
 
     def params(self, width: int) -> int:
-        return width
+        return width * (self.gain != "none")
 
 
 @norm.register("layernorm", paper="Ba et al. 2016, arXiv 1607.06450")
 class LayerNormPart(NormPart):
-    """Layer normalisation with a gain and, unless switched off, a bias."""
+    """Layer normalisation; without bias it is gain-only, with gain=none and no bias non-parametric (OLMo)."""
 
+    gain: Gain = "plain"
+    """plain: w; one_plus: 1 + w, starting at 0 (LayerNorm1P); none: no gain."""
     bias: bool = True
 
-    def build(self, width: int) -> nn.Module:
-        return LayerNorm(width, self.eps, self.bias)
+    def build(self, width: int, heads: int | None = None) -> nn.Module:
+        return LayerNorm(width, self.eps, self.gain, self.bias, heads)
 
     def params(self, width: int) -> int:
-        return width * (1 + self.bias)
+        return width * ((self.gain != "none") + self.bias)
+
+
+class TanhNorm(nn.Module):
+    """tanh(alpha x) * weight + bias."""
+
+    param_classes = {"weight": "norm", "bias": "bias", "alpha": "scalar"}
+
+    def __init__(self, width: int, alpha: float, heads: int | None) -> None:
+        super().__init__()
+        shape = (width,) if heads is None else (heads, width)
+        self.alpha = nn.Parameter(torch.empty(()))
+        self.weight, self.bias = nn.Parameter(torch.empty(shape)), nn.Parameter(torch.empty(shape))
+        self.starts = {"alpha": alpha}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((_wide(x) * self.alpha).tanh() * self.weight + self.bias).to(x.dtype)
+
+
+@norm.register("dyt", paper="Zhu et al. 2025 (Transformers without normalization), arXiv 2503.10622")
+class DynamicTanh(NormPart):
+    """tanh(alpha x) with a learnable alpha in place of statistics."""
+
+    eps: Literal[0] = 0
+    alpha: float = 0.5
+    """Where alpha starts."""
+
+    def build(self, width: int, heads: int | None = None) -> nn.Module:
+        return TanhNorm(width, self.alpha, heads)
+
+    def params(self, width: int) -> int:
+        return 2 * width + 1

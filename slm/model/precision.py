@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from functools import lru_cache
 
 import torch
 
@@ -10,3 +11,15 @@ import torch
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Context in which matrix products run in ``precision`` ("fp32" or "bf16"); weights and sums stay fp32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+@lru_cache
+def fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 products are at least as fast as fp32 ones here: on a CPU without instructions for them they are
+    several times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))

@@ -52,8 +52,19 @@ class Train(Config):
     schedule: ScheduleSlot = WarmupStableDecay()
     clip: float = pydantic.Field(1.0, gt=0)
     """Largest global gradient norm."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Arithmetic of the matrix products; weights, optimiser state and statistics stay fp32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the matrix products; weights, optimiser state and statistics stay fp32. auto: bf16 where the device
+    has instructions for it, else fp32. It is settled when the run is composed, so the identity holds what is computed."""
+
+
+    def settled(self, device: str) -> Self:
+        """With ``precision`` chosen for the device that ``impl.device`` names."""
+        if self.precision != "auto":
+            return self
+        from slm.model.precision import fast_bf16
+        from slm.train.parallel import pick_device
+
+        return self.with_(precision="bf16" if fast_bf16(pick_device(device)) else "fp32")
 
 
 class Impl(Config):

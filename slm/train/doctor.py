@@ -65,7 +65,7 @@ def _cpu_speed() -> list[dict[str, str]]:
             a @ a.mT
             products += 1
         speeds[name] = 2 * 1024 * 1024 * 512 * products / (time.perf_counter() - started) / 1e9
-    hint = "" if speeds["bf16"] > speeds["fp32"] else "bf16 is slow on this CPU: set train.precision=fp32"
+    hint = "" if speeds["bf16"] > speeds["fp32"] else "bf16 is slow on this CPU: train.precision=auto takes fp32"
     return [_check("CPU matmul fp32 / bf16", f"{speeds['fp32']:.0f} / {speeds['bf16']:.0f} GFLOP/s", hint)]
 
 

@@ -66,8 +66,7 @@ class LossModule(nn.Module):
     def forward(
         self, tokens_BT: Tensor, targets_BT: Tensor, positions_BT: Tensor, docs_BT: Tensor
     ) -> tuple[Tensor, Tensor]:
-        hidden_BTD = self.model(tokens_BT, positions_BT=positions_BT, docs_BT=docs_BT)
-        sums = self.model.loss(hidden_BTD, targets_BT)
+        sums = self.model.training_loss(tokens_BT, targets_BT, positions_BT=positions_BT, docs_BT=docs_BT)
         return sums.loss, sums.nll
 
 
@@ -100,7 +99,8 @@ class Session:
         self.run, self.store, self.world, self.run_dir, self.progress = run, store, world, run_dir, progress
         if run.impl.threads:
             torch.set_num_threads(run.impl.threads)
-        self.params = run.model.costs().params["unique"]
+        costs = run.model.costs()
+        self.params, self.cost, self.palm = costs.params["unique"], costs.total, costs.flops_per_token["train_palm"]
         self.total = run.train.budget.total_steps(self.params, run.train.batch_tokens)
         loader = Loader(
             Plan(store, run.data), run.train.batch_tokens // run.data.seq_len, rank=world.rank, world=world.size
@@ -161,13 +161,18 @@ class Session:
         """Add the gradient of the loss per target of the *global* batch; DDP averages, hence the factor."""
         device = self.world.device
         size = self.token_bytes[batch.targets_BT.clamp(min=0)].where(batch.targets_BT >= 0, 0).sum()
-        keys = (batch.positions_BT + 1).where(batch.targets_BT >= 0, 0).sum()
-        counted = torch.stack([(batch.targets_BT >= 0).sum(), size, keys])
+        counted = torch.stack([(batch.targets_BT >= 0).sum(), size, self._attended(batch)])
         b = batch.to(device)
         with autocast(device, self.run.train.precision):
             loss, nll = self.module(b.tokens_BT, b.targets_BT, b.positions_BT, b.docs_BT)
         (loss * (self.world.size / targets).to(loss.dtype)).backward()
         self.state.sums += torch.cat([nll.detach()[None], counted.to(device)]).to(self.state.sums.dtype)
+
+    def _attended(self, batch: Batch) -> Tensor:
+        """FLOPs that the batch's counted tokens spend on the keys they attend to: causal, within windows and documents."""
+        keys = (batch.positions_BT + 1).where(batch.targets_BT >= 0, 0)
+        seen = [f * (keys if w is None else keys.clamp(max=w)).sum() for w, f in self.cost.flops_per_key.items()]
+        return sum(seen, torch.zeros(())).to(torch.float64)
 
     def rate(self, step: int) -> float:
         """Factor on every peak learning rate at a 0-based step."""
@@ -223,7 +228,7 @@ class Session:
     def _record(self) -> None:
         """Write the means since the last record."""
         state, run = self.state, self.run
-        nll, targets, size, keys = self.world.sum(state.sums.clone()).tolist()
+        nll, targets, size, attended = self.world.sum(state.sums.clone()).tolist()
         state.sums.zero_()
         self._tick()
         speed = (state.step - self.record_step) * run.train.batch_tokens / self.since_record
@@ -238,7 +243,7 @@ class Session:
             "lr": state.optimizers[0].param_groups[0]["lr"],
             "grad_norm": float(self.last_norm),
             "tokens_per_s": speed,
-            **self._mfu(speed, keys / targets),
+            **self._mfu(speed, attended / targets),
             "skipped": int(state.skipped),
             "seconds": state.seconds,
         }
@@ -249,15 +254,15 @@ class Session:
                 f"Lower the learning rate or raise the warm-up; the last checkpoint in {self.run_dir} is from before."
             )
 
-    def _mfu(self, tokens_per_s: float, keys: float) -> dict[str, float | None]:
-        """Share of the devices' peak: attending to what was attended (causal, within documents), and PaLM's way."""
+    def _mfu(self, tokens_per_s: float, attended: float) -> dict[str, float | None]:
+        """Share of the devices' peak: with the FLOPs of what was ``attended`` per token (causal, within windows and
+        documents), and PaLM's way."""
         if self.peak is None:
             return {"mfu_causal": None, "mfu_palm": None}
-        cost = self.run.model.costs()
         peak = self.peak * self.world.size
         return {
-            "mfu_causal": 3 * cost.total.forward_flops(keys) * tokens_per_s / peak,
-            "mfu_palm": cost.flops_per_token["train_palm"] * tokens_per_s / peak,
+            "mfu_causal": 3 * (self.cost.flops + attended + self.cost.train_only) * tokens_per_s / peak,
+            "mfu_palm": self.palm * tokens_per_s / peak,
         }
 
     @cached_property

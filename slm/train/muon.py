@@ -20,14 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slm.model.precision import fast_bf16
+
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 UPDATE_RMS = 0.2
 """Root mean square of an update at rate 1: about what AdamW's updates have (Liu et al. 2025, arXiv 2502.16982)."""
 
 
 def orthogonalise(update_NRC: Tensor, steps: int = 5) -> Tensor:
-    """Newton-Schulz on a stack of matrices. Shape (N, rows, columns) in and out; bf16 inside."""
-    x = update_NRC.bfloat16()
+    """Newton-Schulz on a stack of matrices. Shape (N, rows, columns) in and out; inside bf16 where it is fast, else fp32."""
+    x = update_NRC.to(torch.bfloat16 if fast_bf16(update_NRC.device) else torch.float32)
     tall = x.size(-2) > x.size(-1)
     if tall:  # the Gram matrix of the short side is the small one
         x = x.mT
@@ -39,7 +41,7 @@ def orthogonalise(update_NRC: Tensor, steps: int = 5) -> Tensor:
 
 
 class MuonOptimizer(torch.optim.Optimizer):
-    """Muon for 2-D parameters, with Nesterov momentum and decoupled weight decay."""
+    """Muon for matrices and stacks of them (3-D), with Nesterov momentum and decoupled weight decay."""
 
     found_inf: Tensor | None = None
     """Set by the trainer: 1.0 makes `step` a no-op, decided on the device."""
@@ -48,7 +50,7 @@ class MuonOptimizer(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         for group in self.param_groups:
             for p in group["params"]:
-                if p.ndim != 2:
+                if p.ndim not in (2, 3):
                     raise ValueError(f"Muon takes matrices only, got a parameter of shape {tuple(p.shape)}")
 
     @torch.no_grad()
@@ -71,6 +73,6 @@ class MuonOptimizer(torch.optim.Optimizer):
         for moment, grad in zip(momenta, grads, strict=True):
             moment.add_((grad - moment) * ((1 - group["momentum"]) * keep))
         nesterov = torch.stack([g.lerp(m, group["momentum"]) for g, m in zip(grads, momenta, strict=True)])
-        rate = group["lr"] * UPDATE_RMS * max(shape) ** 0.5  # an orthogonal R x C matrix has RMS 1 / sqrt(max(R, C))
-        for p, update in zip(params, orthogonalise(nesterov), strict=True):
+        rate = group["lr"] * UPDATE_RMS * max(shape[-2:]) ** 0.5  # an orthogonal R x C matrix has RMS 1 / sqrt(max(R, C))
+        for p, update in zip(params, orthogonalise(nesterov.flatten(0, -3)).view_as(nesterov), strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"] * keep).sub_(update * (rate * keep))

@@ -12,9 +12,9 @@ scaling); the check happens on the device and the host never waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import pydantic
 
@@ -24,6 +24,8 @@ from slm.config.registry import Part, Registry
 if TYPE_CHECKING:
     import torch
 
+    from slm.model.parametrization import Rates
+
 
 @dataclass(frozen=True)
 class NamedParameter:
@@ -32,6 +34,12 @@ class NamedParameter:
     name: str
     tensor_class: str
     tensor: "torch.nn.Parameter"
+    rates: "Rates | None" = None
+    """Factors of the model's parametrisation; None: none."""
+
+    def factor(self, name: str) -> float:
+        """A factor by its name in `slm.model.parametrization.Rates`."""
+        return 1.0 if self.rates is None else getattr(self.rates, name)  # type: ignore[no-any-return]
 
 
 class OptimPart(Part):
@@ -91,8 +99,13 @@ class Muon(AdamWSettings, OptimPart):
 
         matrices = [p for p in parameters if p.tensor_class == "matrix"]
         rest = [p for p in parameters if p.tensor_class != "matrix"]
-        group = {"params": [p.tensor for p in matrices], "lr": self.lr, "peak_lr": self.lr}
-        muon = MuonOptimizer([group], momentum=self.momentum, weight_decay=self.weight_decay)
+        groups = [
+            {"params": members, "lr": lr, "peak_lr": lr, "weight_decay": decay}
+            for (lr, decay), members in _grouped(
+                matrices, lambda p: (self.lr * p.factor("orthogonal_lr"), self.weight_decay / p.factor("orthogonal_lr"))
+            ).items()
+        ]
+        muon = MuonOptimizer(groups, momentum=self.momentum)
         return [muon, _adamw(self, rest)]
 
     @property
@@ -100,20 +113,34 @@ class Muon(AdamWSettings, OptimPart):
         return 1
 
 
-DECAYED = {"matrix": True, "head": True, "embedding": False, "norm": False, "bias": False}
+DECAYED = {
+    "matrix": True, "head": True, "embedding": False, "norm": False, "bias": False, "conv": False, "scalar": False,
+}  # fmt: skip
 """Tensor class -> does weight decay apply. A class that is not listed is an error, never a default."""
 
 
 def _adamw(config: AdamWSettings, parameters: list[NamedParameter]) -> "torch.optim.Optimizer":
     import torch
 
-    groups: list[dict[str, Any]] = []
-    for decayed in (True, False):
-        members = [p.tensor for p in parameters if DECAYED[p.tensor_class] is decayed]
-        if members:
-            decay = config.weight_decay if decayed else 0.0
-            groups.append({"params": members, "weight_decay": decay, "lr": config.lr, "peak_lr": config.lr})
+    def numbers(p: NamedParameter) -> tuple[float, float, float]:
+        decay = config.weight_decay * p.factor("weight_decay") if DECAYED[p.tensor_class] else 0.0
+        return decay, config.lr * p.factor("lr"), config.eps * p.factor("eps")
+
+    groups = [
+        {"params": members, "weight_decay": decay, "lr": lr, "peak_lr": lr, "eps": eps}
+        for (decay, lr, eps), members in _grouped(parameters, numbers).items()
+    ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def _grouped(
+    parameters: list[NamedParameter], numbers: Callable[[NamedParameter], tuple[float, ...]]
+) -> dict[tuple[float, ...], list["torch.nn.Parameter"]]:
+    """Parameters by their numbers, those with the largest (decayed before others) first."""
+    groups: dict[tuple[float, ...], list["torch.nn.Parameter"]] = {}
+    for p in parameters:
+        groups.setdefault(numbers(p), []).append(p.tensor)
+    return dict(sorted(groups.items(), reverse=True))
 
 
 def set_rate(optimizers: Iterable["torch.optim.Optimizer"], factor: float) -> None:

@@ -16,14 +16,15 @@ from slm.data.loader import Loader
 from slm.data.store import Store
 from slm.model.classes import classify
 from slm.model.decoder import Decoder
+from slm.model.init import describe_tensor
 from slm.train.optim import NamedParameter
 from slm.train.parallel import World
 
 if TYPE_CHECKING:
     from slm.run import Run
 
-SUMS = ("nll", "targets", "bytes", "keys")
-"""Summed on the device since the last log record: nats, targets, their bytes, attended positions."""
+SUMS = ("nll", "targets", "bytes", "attended")
+"""Summed on the device since the last log record: nats, targets, their bytes, FLOPs spent on attended keys."""
 
 
 @dataclass
@@ -46,7 +47,7 @@ def build(run: "Run", store: Store, loader: Loader, world: World) -> TrainState:
     """A fresh state: initial weights from the seed, optimisers with every parameter in exactly one group."""
     model = Decoder(run.model).init_weights(run.train.seed).to(world.device)
     model.attention_backend = run.impl.attention
-    parameters = [NamedParameter(*found) for found in classify(model)]
+    parameters = named_parameters(model)
     optimizers = run.train.optim.build(parameters)
     held = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
     if sorted(held) != sorted(id(p.tensor) for p in parameters):
@@ -54,6 +55,15 @@ def build(run: "Run", store: Store, loader: Loader, world: World) -> TrainState:
     wide = torch.float32 if world.device.type == "mps" else torch.float64
     sums = torch.zeros(len(SUMS), dtype=wide, device=world.device)
     return TrainState(model, optimizers, loader, sums, torch.zeros((), device=world.device))
+
+
+def named_parameters(model: Decoder) -> list[NamedParameter]:
+    """Every parameter with its tensor class and the factors that the model's parametrisation puts on its rates."""
+    config, found = model.config, list[NamedParameter]()
+    for name, tensor_class, tensor in classify(model):
+        hidden = describe_tensor(config, name, tensor_class, tensor.shape).hidden
+        found.append(NamedParameter(name, tensor_class, tensor, config.parametrization.rates(config, tensor_class, hidden)))
+    return found
 
 
 def save(state: TrainState, run: "Run", store: Store, run_dir: Path, world: World) -> None:

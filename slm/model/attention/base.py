@@ -1,29 +1,37 @@
-"""The attention slot: what every attention answers for."""
+"""The attention slot: what every token mixer answers for."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from torch import nn
 
 from slm.config.registry import Registry
+from slm.model.cache import Room
 from slm.model.parts import BuildContext, ModelPart
 
 
 class AttentionPart(ModelPart):
     """Mixes tokens. Its module is called as ``module(x_BTD, sequence, layer) -> (B, T, D)``."""
 
+    positional: ClassVar[bool] = True
+    """Whether it uses the position encoding; a recurrence doesn't."""
+
     def build(self, ctx: BuildContext) -> nn.Module:
         raise NotImplementedError
 
     @property
     def rotary_dim(self) -> int:
-        """Width that a rotary position encoding rotates in each head."""
+        """Width of what a rotary position encoding gets of each head; 0 where there is none."""
         raise NotImplementedError
 
     @property
-    def cache_shape(self) -> tuple[int, int, int]:
-        """(kv_heads, key width, value width) of the cache of one layer."""
+    def qkv_width(self) -> int:
+        """Width of queries, keys and values together, for a short convolution over them (canon point B); 0: no such point."""
+        return 0
+
+    def room(self, ctx: BuildContext) -> Room:
+        """What one layer caches."""
         raise NotImplementedError
 
 
