@@ -1,0 +1,212 @@
+"""A family of Hugging Face checkpoints: how its config.json and its tensors correspond to ours, in both directions.
+
+A family is a list of *items*, each of which stands for one or a few keys of config.json and can be read and written; a
+template of what the class always computes; and a list of *maps* between tensor names. Nothing says which models "fit":
+a model fits a family if its config, written and read back, is the same model (`Family.write`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from slm.config.errors import ConfigError
+from slm.export.families.layouts import ROWS, Layout
+from slm.model.config import SLOTS, Model
+
+Data = dict[str, Any]
+REQUIRED: Any = object()
+
+
+class Unfit(Exception):
+    """A model that the family's class can't compute; says why."""
+
+
+class Item(Protocol):
+    """Some keys of config.json."""
+
+    def read(self, config: Data, data: Data) -> None:
+        """Put what the keys say into ``data``, a `Model` as plain data."""
+
+    def write(self, model: Model, data: Data, config: Data) -> None:
+        """Put what the model says into ``config``; ``data`` is the model with general parts, as plain data."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key that stands for the field(s) at ``paths``. ``default``: its value where config.json lacks it, or a function
+    of config.json."""
+
+    name: str
+    paths: str
+    default: Any = REQUIRED
+    decode: Callable[[Any], Any] = lambda value: value
+    encode: Callable[[Any], Any] = lambda value: value
+
+    def read(self, config: Data, data: Data) -> None:
+        value = config.get(self.name)
+        if value is None and self.name not in config:
+            if self.default is REQUIRED:
+                raise ConfigError(f"config.json has no {self.name!r}, which its model type needs.")
+            value = self.default(config) if callable(self.default) else self.default
+        for path in self.paths.split():
+            put(data, path, self.decode(value))
+
+    def write(self, model: Model, data: Data, config: Data) -> None:
+        config[self.name] = self.encode(take(data, self.paths.split()[0]))
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A key that must have one value, since another one is not computed here. ``default``: where config.json lacks it."""
+
+    name: str
+    value: Any
+    also: tuple[Any, ...] = ()
+    """Other values that mean the same."""
+
+    def read(self, config: Data, data: Data) -> None:
+        if config.get(self.name, self.value) not in (self.value, *self.also):
+            raise ConfigError(
+                f"config.json says {self.name}={config[self.name]!r}; slm reads this model type with {self.value!r} only."
+            )
+
+    def write(self, model: Model, data: Data, config: Data) -> None:
+        config[self.name] = self.value
+
+
+@dataclass(frozen=True)
+class Special:
+    """Keys that need more than a path."""
+
+    reader: Callable[[Data, Data], None]
+    writer: Callable[[Model, Data, Data], None]
+
+    def read(self, config: Data, data: Data) -> None:
+        self.reader(config, data)
+
+    def write(self, model: Model, data: Data, config: Data) -> None:
+        self.writer(model, data, config)
+
+
+@dataclass(frozen=True)
+class Map:
+    """One of their tensors and the one or several of ours that it holds. ``{i}`` runs over blocks, ``{leaf}`` over weight
+    and bias; a map none of whose tensors the model has is left out."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    layout: Layout | Callable[[Model], Layout] = ROWS
+
+    def layout_for(self, model: Model) -> Layout:
+        return self.layout if isinstance(self.layout, Layout) else self.layout(model)
+
+
+def same(theirs: str, ours: str, layout: Layout | Callable[[Model], Layout] = ROWS) -> Map:
+    """A map of one tensor to one."""
+    return Map(theirs, (ours,), layout)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model type of transformers."""
+
+    model_type: str
+    architecture: str
+    template: Data
+    """The parts that the class always has, as a `Model`'s plain data."""
+    items: tuple[Item, ...]
+    maps: tuple[Map, ...]
+    ignored: tuple[str, ...] = ()
+    """Regular expressions of tensors in their files that hold no weights (masks, frequencies)."""
+    head: str = "lm_head.weight"
+    """Their output embedding, which their files may repeat when it is tied."""
+    exports: bool = field(default=True)
+    """Whether exporting to it is offered; all can be imported."""
+
+    def read(self, config: Data) -> Model:
+        """The model that a config.json describes. Raises `ConfigError` for what slm doesn't compute."""
+        data = copy.deepcopy(self.template)
+        for item in self.items:
+            item.read(config, data)
+        return Model(**data)
+
+    def write(self, model: Model) -> Data:
+        """The config.json of a model. Raises `Unfit`, with the first difference, if the class computes something else."""
+        data: Data = {slot: getattr(model, slot).canonical().model_dump(mode="json") for slot in SLOTS}
+        data |= {"dim": model.dim, "layers": model.layers, "vocab": model.vocab, "context": model.context}
+        config: Data = {}
+        try:
+            for item in self.items:
+                item.write(model, data, config)
+            back = self.read(config)
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
+            raise Unfit(_first_mismatch(self, model) or f"its config can't be written ({error})") from None
+        differences = compare(model.canonical(), back.canonical())
+        if differences:
+            raise Unfit(differences[0])
+        return config
+
+
+def _first_mismatch(family: Family, model: Model) -> str | None:
+    """The first slot whose part is another kind than the family's template has."""
+    for slot, wanted in family.template.items():
+        name = wanted if isinstance(wanted, str) else wanted.get("name") if isinstance(wanted, dict) else None
+        part = getattr(model, slot, None)
+        if name is not None and part is not None and part.canonical().part_name != name:
+            return f"model.{slot} is {part.part_name!r}; the class computes {name!r}"
+    return None
+
+
+def compare(ours: Any, theirs: Any, where: str = "model") -> list[str]:
+    """Differences of two canonical models, in words; the slots' kinds first."""
+    found: list[tuple[int, str]] = []
+    _walk(ours, theirs, where, found)
+    return [text for _, text in sorted(found, key=lambda f: f[0])]
+
+
+def _walk(ours: Any, theirs: Any, where: str, found: list[tuple[int, str]]) -> None:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        if ours.get("name") != theirs.get("name"):
+            found.append((0, f"{where} is {ours.get('name')!r}; the class computes {theirs.get('name')!r}"))
+            return
+        for key in ours.keys() | theirs.keys():
+            _walk(ours.get(key), theirs.get(key), f"{where}.{key}", found)
+    elif isinstance(ours, list) and isinstance(theirs, list) and where == "model.layers":
+        _walk_layers(ours, theirs, found)
+    elif ours != theirs:
+        found.append((1, f"{where} is {ours!r}; the class computes {theirs!r}"))
+
+
+def _walk_layers(ours: list[Any], theirs: list[Any], found: list[tuple[int, str]]) -> None:
+    if len(ours) != len(theirs):
+        found.append((0, f"{len(ours)} layers run; the class runs {len(theirs)}"))
+        return
+    for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        for slot, x, y in zip(("attention", "ffn", "position"), a, b, strict=False):
+            if x != y:
+                _walk(x, y, f"model.{slot}", found)
+        if a[3:] != b[3:]:
+            found.append((0, f"layer {i} shares its weights with another; the class has no shared layers"))
+        if found:
+            return
+
+
+def put(data: Data, path: str, value: Any) -> None:
+    """Set ``a.b.c`` in nested mappings; a part given by name alone becomes a mapping."""
+    *keys, last = path.split(".")
+    for key in keys:
+        inner = data.get(key)
+        data[key] = {"name": inner} if isinstance(inner, str) else inner if inner is not None else {}
+        data = data[key]
+    data[last] = value
+
+
+def take(data: Data, path: str) -> Any:
+    """The value at ``a.b.c``. Raises KeyError where a part has no such field."""
+    value: Any = data
+    for key in path.split("."):
+        value = value[key]
+    return value

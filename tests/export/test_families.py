@@ -1,0 +1,69 @@
+"""Each family against transformers: a tiny random model, imported, gives the same logits, at once and token by token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from slm.export.families import FAMILIES
+from slm.export.families.tensors import to_theirs
+from slm.export.importing import load
+
+from .family_cases import CASES, Case
+
+transformers = pytest.importorskip("transformers")
+IDS = torch.randint(64, (2, 24), generator=torch.Generator().manual_seed(0))
+
+
+def their_model(case: Case):
+    """A tiny model of their class with random weights: everything off its start, so that nothing cancels."""
+    config = getattr(transformers, case.config_class)(**case.numbers)
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    model = getattr(transformers, case.family.architecture)(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            spread = case.spread(name, p)
+            p.add_(torch.randn(p.shape, generator=generator) * spread)
+    return model
+
+
+def our_model(case: Case, theirs):
+    """The same, imported through config.json's content and the state dict, as from files."""
+    config = case.family.read(theirs.config.to_dict() | case.extra)
+    tensors = {name: t.detach() for name, t in theirs.state_dict().items()}
+    return load(case.family, config, tensors)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@torch.no_grad()
+def test_logits_agree_at_once_and_token_by_token(case: Case) -> None:
+    theirs = their_model(case)
+    ours = our_model(case, theirs)
+    wanted = theirs(IDS).logits
+    assert wanted.std() > 0.1, "the comparison would be empty"
+    torch.testing.assert_close(ours.logits(ours(IDS)), wanted, atol=case.tolerance, rtol=0)
+    cache = ours.new_cache(2, IDS.shape[1])
+    steps = [ours(IDS[:, :9], cache=cache)] + [ours(IDS[:, i : i + 1], cache=cache) for i in range(9, IDS.shape[1])]
+    torch.testing.assert_close(ours.logits(torch.cat(steps, 1)), wanted, atol=case.tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@torch.no_grad()
+def test_every_tensor_goes_round_bit_equal_and_the_config_too(case: Case) -> None:
+    theirs = their_model(case)
+    ours = our_model(case, theirs)
+    back = to_theirs(case.family, ours.config, dict(ours.named_parameters()))
+    original = dict(theirs.named_parameters())
+    assert set(back) == set(original)
+    for name, tensor in original.items():
+        assert torch.equal(back[name], tensor), name
+    written = case.family.write(ours.config)
+    again = getattr(transformers, case.config_class)(**written)
+    config = case.family.read(again.to_dict() | case.extra)
+    assert config.canonical() == ours.config.canonical()
+
+
+def test_every_family_has_a_case() -> None:
+    assert {case.family.model_type for case in CASES} == {family.model_type for family in FAMILIES}
