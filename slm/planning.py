@@ -8,7 +8,7 @@ from typing import Any
 from slm.cost.memory import training_bytes
 from slm.data.prepare import store_path
 from slm.data.store import Store
-from slm.export.targets import choose
+from slm.export.targets import choose, why_not
 from slm.run import Run
 
 CHINCHILLA = 20
@@ -53,7 +53,7 @@ def plan_run(run: Run, recipe: str) -> dict[str, Any]:
         "export": {
             "hf": {
                 "class": target.architecture if target else None,
-                "reason": None if target else "; ".join(f"{k}: {v}" for k, v in reasons.items()),
+                "reason": None if target else why_not(reasons),
             }
         },
         "device": {},

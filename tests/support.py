@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
+
+
+def slm(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own; fails unless it ends with ``code``."""
+    done = subprocess.run([sys.executable, "-m", "slm", *arguments], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done
 
 
 def tiny_config(**changes: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from slm.cli.importing import import_model
 from slm.cli.output import JsonFlag, emit_json, table
 
 
@@ -13,6 +14,7 @@ def register(app: typer.Typer) -> None:
     verbs = typer.Typer(help="Model presets and their cost.", no_args_is_help=True, rich_markup_mode=None)
     verbs.command("list")(list_models)
     verbs.command("show")(show)
+    verbs.command("import")(import_model)
     app.add_typer(verbs, name="model")
 
 

@@ -86,6 +86,8 @@ def evaluate(
 
 def store_of(config: dict[str, Any]) -> Path:
     """The token store that a run was trained on, from its resolved config."""
+    if "data" not in config:
+        raise ConfigError("This checkpoint was imported, so it has no token store of its own. Name one with --store.")
     data, part = Data(**config["data"]), tokenizer.parse(config["tokenizer"])
     return store_path(data, part, config["impl"]["data_dir"])
 

@@ -9,7 +9,7 @@ from slm.checkpoint import Restored
 if TYPE_CHECKING:
     from slm.export.verify import Comparison
 
-SIGNATURE = "Trained with slm."
+SIGNATURE = "Exported with slm."
 """Stands in every card: by it `slm.export.place` knows a directory as an export that may be replaced."""
 
 
@@ -17,6 +17,16 @@ def model_card(restored: Restored, architecture: str, comparison: "Comparison") 
     """README.md of an exported directory."""
     config, state = restored.config, restored.state
     params = restored.model.config.costs().params
+    rows = [("context", f"{restored.model.config.context} tokens")]
+    if "data" in config:
+        rows += [
+            ("training tokens", f"{state['tokens']:,} ({state['tokens'] / params['unique']:.3g} per parameter)"),
+            ("text", config["data"]["source"]["name"]),
+            ("experiment", f"`{state['identity']}`"),
+        ]
+    else:
+        rows.append(("weights", f"imported from `{config['imported_from']}`"))
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -24,14 +34,11 @@ pipeline_tag: text-generation
 # {config["name"]}
 
 {SIGNATURE} A decoder-only transformer with {params["unique"]:,} parameters ({params["non_embedding"]:,} without
-embeddings), exported as `{architecture}`.
+embeddings), as `{architecture}`.
 
 | | |
 |---|---|
-| training tokens | {state["tokens"]:,} ({state["tokens"] / params["unique"]:.3g} per parameter) |
-| text | {config["data"]["source"]["name"]} |
-| context | {restored.model.config.context} tokens |
-| experiment | `{state["identity"]}` |
+{table}
 
 Documents are separated by `<|endoftext|>`; begin a prompt with it.
 

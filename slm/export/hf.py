@@ -19,13 +19,16 @@ from slm.checkpoint import Restored
 from slm.config.errors import ConfigError, RunError
 from slm.export.card import model_card
 from slm.export.place import put, refuse_to_replace
-from slm.export.targets import Target, choose
+from slm.export.families.tensors import to_theirs
+from slm.export.targets import Target, choose, why_not
 from slm.export.verify import Comparison, compare
 from slm.model.decoder import Decoder
 
 TOLERANCE = 1e-5
 """Largest |logit difference| in fp32, relative to max(1, standard deviation of the logits)."""
 EOT = "<|endoftext|>"
+NO_TOKENIZER = b"{}"
+"""Stands for the tokenizer in a checkpoint that was imported without one."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,9 @@ def export_hf(restored: Restored, out: Path) -> Export:
     model = restored.model
     target, reasons = choose(model.config)
     if target is None:
-        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise ConfigError(f"No Hugging Face class computes this model exactly, so it isn't exported. {why}.")
+        raise ConfigError(
+            f"No Hugging Face class computes this model exactly, so it isn't exported. {why_not(reasons)}."
+        )
     refuse_to_replace(out)
     try:
         with put(out) as partial:
@@ -92,22 +96,23 @@ def _export(target: Target, out: Path, c: Comparison) -> Export:
 def write(model: Decoder, target: Target, restored: Restored, out: Path) -> None:
     """Weights, config and tokenizer in the layout that transformers, vLLM and mlx-lm read."""
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {target.tensor_name(n): p.detach().contiguous() for n, p in model.named_parameters()}
+    ours = {name: p.detach() for name, p in model.named_parameters()}
+    tensors = to_theirs(target.family, model.config, ours)
     safetensors.torch.save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     eot = _eot_id(restored.tokenizer)
     special = {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": None}
     config = {
         "architectures": [target.architecture],
-        "model_type": target.model_type,
+        "model_type": target.family.model_type,
         "torch_dtype": "float32",
         "dtype": "float32",
-        **target.config(model.config),
+        **target.config,
+        "use_cache": True,
         **special,
     }
     tokenizer = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": EOT,
-        "eos_token": EOT,
+        **({} if eot is None else {"bos_token": EOT, "eos_token": EOT}),
         "model_max_length": model.config.context,
         "clean_up_tokenization_spaces": False,
     }
@@ -117,9 +122,11 @@ def write(model: Decoder, target: Target, restored: Restored, out: Path) -> None
         "tokenizer_config.json": tokenizer,
     }.items():
         (out / name).write_text(json.dumps(content, indent=2) + "\n")
-    (out / "tokenizer.json").write_bytes(restored.tokenizer)
+    if restored.tokenizer != NO_TOKENIZER:
+        (out / "tokenizer.json").write_bytes(restored.tokenizer)
 
 
-def _eot_id(tokenizer: bytes) -> int:
-    added = json.loads(tokenizer)["added_tokens"]
-    return next(int(t["id"]) for t in added if t["content"] == EOT)
+def _eot_id(tokenizer: bytes) -> int | None:
+    """The id of slm's document separator; None for an imported model whose tokenizer has none."""
+    added = json.loads(tokenizer).get("added_tokens", [])
+    return next((int(t["id"]) for t in added if t["content"] == EOT), None)

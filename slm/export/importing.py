@@ -18,6 +18,7 @@ from slm.config.errors import ConfigError, RunError
 from slm.config.yaml import dump_yaml
 from slm.export.families import Family, family_of
 from slm.export.families.tensors import to_ours
+from slm.export.hf import NO_TOKENIZER
 from slm.model.config import Model
 from slm.model.decoder import Decoder
 
@@ -124,5 +125,5 @@ def save_import(imported: Imported, path: Path, run_dir: Path) -> Path:
     state = {"step": 0, "tokens": 0, "imported": {"model_type": imported.family.model_type, "dtype": str(imported.dtype)}}
     return checkpoint.save(
         run_dir, 0, model=dict(imported.model.named_parameters()), optimizer={}, state=state, config=dump_yaml(config, []),
-        tokenizer=tokenizer.read_bytes() if tokenizer.is_file() else b"{}",
+        tokenizer=tokenizer.read_bytes() if tokenizer.is_file() else NO_TOKENIZER,
     )  # fmt: skip

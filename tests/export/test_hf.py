@@ -11,8 +11,10 @@ from slm.checkpoint import Restored
 from slm.config.errors import ConfigError, RunError
 from slm.data.tokenizer import BytePairs
 from slm.export import export_hf
+from slm.export.families import FAMILIES, family_of
+from slm.export.families.tensors import to_theirs
 from slm.export.hf import write
-from slm.export.targets import TARGETS, choose
+from slm.export.targets import Target, choose
 from slm.export.verify import compare
 from slm.model.auxiliary import NoAux
 from slm.model.config import Model
@@ -83,9 +85,9 @@ def test_the_directory_is_what_others_read(tmp_path: Path) -> None:
 
 REFUSED = {
     "residual": {"residual": "parallel"},
-    "ffn": {"ffn": "relu2"},
-    "norm": {"norm": "layernorm"},
-    "position": {"position": "none"},
+    "ffn": {"ffn": "series"},
+    "norm": {"norm": "dyt"},
+    "position": {"position": "alibi"},
 }
 
 
@@ -96,39 +98,40 @@ def test_what_no_class_computes_is_refused_with_the_part(slot: str, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
-def test_every_target_says_why_not() -> None:
-    target, reasons = choose(Model(dim=48, layers=2, vocab=300, ffn="relu2"))
+def test_every_class_says_why_not() -> None:
+    target, reasons = choose(Model(dim=48, layers=2, vocab=300, context=64, ffn="series"))
     assert target is None
-    assert set(reasons) == {t.architecture for t in TARGETS}
+    assert set(reasons) == {family.architecture for family in FAMILIES if family.exports}
 
 
 def test_a_refusal_is_real(tmp_path: Path) -> None:
-    """Written as Llama all the same, NoPE gives other logits: the check would catch a wrong table."""
-    nope = restored(position="none")
-    forced = restored()
-    forced.model.load_state_dict(nope.model.state_dict())
-    write(forced.model, TARGETS[0], forced, tmp_path / "out")
-    assert compare(nope.model, tmp_path / "out").max_abs_diff > 1e-3
+    """Written as Llama all the same, ALiBi gives other logits: the check would catch a wrong table."""
+    other, forced = restored(position="alibi"), restored()
+    forced.model.load_state_dict(other.model.state_dict())
+    target, _ = choose(forced.model.config)
+    write(forced.model, target, forced, tmp_path / "out")
+    assert compare(other.model, tmp_path / "out").max_abs_diff > 1e-3
     assert compare(forced.model, tmp_path / "out").max_abs_diff < 1e-5
 
 
 @pytest.mark.parametrize("slot", ["residual", "ffn", "norm"])
-def test_the_weights_of_other_refused_parts_have_no_place_in_the_class(slot: str, tmp_path: Path) -> None:
-    """Forced into Llama's names, they leave weights over or missing: the class can't hold the model."""
-    forced, plain = restored(**REFUSED[slot]), restored()
-    write(plain.model, TARGETS[0], plain, tmp_path / "out")
-    tensors = {TARGETS[0].tensor_name(n): p.detach().contiguous() for n, p in forced.model.named_parameters()}
-    safetensors.torch.save_file(tensors, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
-    _, info = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out", output_loading_info=True, ignore_mismatched_sizes=True
-    )
-    assert info["missing_keys"] or info["unexpected_keys"]
+def test_the_weights_of_other_refused_parts_have_no_place_in_the_class(slot: str) -> None:
+    """Forced into Llama's names, some have none, or some of Llama's are missing."""
+    model, plain = restored(**REFUSED[slot]).model, restored().model
+    names = {n: p.detach() for n, p in model.named_parameters()}
+    try:
+        assert set(to_theirs(family_of("llama"), model.config, names)) != set(
+            to_theirs(family_of("llama"), plain.config, {n: p.detach() for n, p in plain.named_parameters()})
+        )
+    except RunError as error:
+        assert "has no single place" in str(error)
 
 
 def test_llama_itself_refuses_heads_that_do_not_divide_the_width() -> None:
     shape = {"dim": 50, "attention": {"name": "gqa", "heads": 4, "kv_heads": 2, "head_dim": 20}}
     target, reasons = choose(restored(**shape).model.config)
-    assert target is None
+    assert target is not None
+    assert target.architecture == "MistralForCausalLM"  # which computes the same and has no such rule
     assert "no multiple of heads=4" in reasons["LlamaForCausalLM"]
     with pytest.raises(Exception, match="not a multiple"):
         transformers.LlamaConfig(hidden_size=50, num_attention_heads=4, num_key_value_heads=2, head_dim=20)
@@ -144,15 +147,21 @@ def test_a_part_that_the_table_does_not_know_is_refused() -> None:
 
 
 def test_an_unequal_export_leaves_nothing_and_keeps_the_old_one(tmp_path: Path, monkeypatch) -> None:
-    from slm.export import targets
+    import dataclasses
+
+    from slm.export import hf
 
     export_hf(restored(), tmp_path / "out")
-    wrong = tuple(
-        (a, {"mlp.gate_proj.": "mlp.up_proj.", "mlp.up_proj.": "mlp.gate_proj."}.get(b, b))
-        for a, b in TARGETS[0].renames
+    good, _ = choose(restored().model.config)
+    swap = {"gate": "up", "up": "gate"}
+    maps = tuple(
+        dataclasses.replace(m, ours=tuple(o.replace(f"ffn.{k}", f"ffn.{v}") for o in m.ours))
+        if (k := next((k for k in swap if f"ffn.{k}." in "".join(m.ours)), None)) and (v := swap[k])
+        else m
+        for m in good.family.maps
     )
-    target = targets.Target(TARGETS[0].architecture, TARGETS[0].model_type, TARGETS[0].fits, TARGETS[0].config, wrong)
-    monkeypatch.setattr(targets, "TARGETS", (target,))
+    wrong = Target(dataclasses.replace(good.family, maps=maps), good.config)
+    monkeypatch.setattr(hf, "choose", lambda model: (wrong, {}))
     before = (tmp_path / "out" / "model.safetensors").read_bytes()
     with pytest.raises(RunError, match=r"other logits .* allowed 1\.\de-05"):
         export_hf(restored(), tmp_path / "out")

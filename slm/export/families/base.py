@@ -21,7 +21,11 @@ REQUIRED: Any = object()
 
 
 class Unfit(Exception):
-    """A model that the family's class can't compute; says why."""
+    """A model that the family's class can't compute; says why. ``differences``: in how much it differs."""
+
+    def __init__(self, why: str, differences: int = 1) -> None:
+        super().__init__(why)
+        self.differences = differences
 
 
 class Item(Protocol):
@@ -92,6 +96,20 @@ class Special:
 
 
 @dataclass(frozen=True)
+class Requires:
+    """Something that the class insists on beyond its keys: a function from the model to why it is not so, or None."""
+
+    why_not: Callable[[Model], str | None]
+
+    def read(self, config: Data, data: Data) -> None:
+        """Nothing to read."""
+
+    def write(self, model: Model, data: Data, config: Data) -> None:
+        if reason := self.why_not(model):
+            raise Unfit(reason)
+
+
+@dataclass(frozen=True)
 class Map:
     """One of their tensors and the one or several of ours that it holds. ``{i}`` runs over blocks, ``{leaf}`` over weight
     and bias; a map none of whose tensors the model has is left out."""
@@ -143,21 +161,23 @@ class Family:
                 item.write(model, data, config)
             back = self.read(config)
         except (KeyError, TypeError, ValueError, ConfigError) as error:
-            raise Unfit(_first_mismatch(self, model) or f"its config can't be written ({error})") from None
+            mismatches = _mismatches(self, model)
+            raise Unfit((mismatches or [f"its config can't be written ({error})"])[0], max(1, len(mismatches))) from None
         differences = compare(model.canonical(), back.canonical())
         if differences:
-            raise Unfit(differences[0])
+            raise Unfit(differences[0], len(differences))
         return config
 
 
-def _first_mismatch(family: Family, model: Model) -> str | None:
-    """The first slot whose part is another kind than the family's template has."""
+def _mismatches(family: Family, model: Model) -> list[str]:
+    """The slots whose part is another kind than the family's template has."""
+    found = []
     for slot, wanted in family.template.items():
         name = wanted if isinstance(wanted, str) else wanted.get("name") if isinstance(wanted, dict) else None
         part = getattr(model, slot, None)
         if name is not None and part is not None and part.canonical().part_name != name:
-            return f"model.{slot} is {part.part_name!r}; the class computes {name!r}"
-    return None
+            found.append(f"model.{slot} is {part.part_name!r}; the class computes {name!r}")
+    return found
 
 
 def compare(ours: Any, theirs: Any, where: str = "model") -> list[str]:

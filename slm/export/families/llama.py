@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from slm.export.families.base import Family, Fixed, Key
+from slm.export.families.base import Family, Key, Requires
 from slm.export.families.shared import LLAMA_ITEMS, LLAMA_MAPS, SLIDING, parts, rope, tied, windows
+from slm.model.config import Model
 
 BOTH_BIASES = Key("attention_bias", "attention.qkv_bias attention.out_bias", False)
 NOT_ROTARY = (r".*rotary_emb\.inv_freq",)
+
+
+def heads_divide(model: Model) -> str | None:
+    """LlamaConfig refuses other widths, also where head_dim is given."""
+    heads = getattr(model.attention, "heads", None) or 1
+    return f"model.dim={model.dim} is no multiple of heads={heads}, which the class insists on" if model.dim % heads else None
 
 
 def qwen_layers(config: dict) -> list[str]:
@@ -16,7 +23,7 @@ def qwen_layers(config: dict) -> list[str]:
 
 LLAMA = Family(
     "llama", "LlamaForCausalLM", parts(),
-    (*LLAMA_ITEMS, rope(), tied(), BOTH_BIASES, Key("mlp_bias", "ffn.bias", False)),
+    (*LLAMA_ITEMS, rope(), tied(), BOTH_BIASES, Key("mlp_bias", "ffn.bias", False), Requires(heads_divide)),
     LLAMA_MAPS, NOT_ROTARY,
 )  # fmt: skip
 MISTRAL = Family(
