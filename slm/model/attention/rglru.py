@@ -118,10 +118,6 @@ class RGLRU(AttentionPart):
             raise refuse(self, f"heads={heads} doesn't divide width={width}.")
         return self.with_(width=width, heads=heads)
 
-    @property
-    def rotary_dim(self) -> int:
-        return 0
-
     def build(self, ctx: BuildContext) -> nn.Module:
         return RecurrentBlock(self, ctx)
 
