@@ -30,7 +30,7 @@ def plan_run(run: Run, recipe: str) -> dict[str, Any]:
         rows=min(share, run.impl.micro_batch or share),
         seq_len=run.data.seq_len,
         dim=run.model.dim,
-        layers=run.model.layers,
+        layers=len(run.model.contexts),
         ffn_hidden=run.model.ffn.hidden or 0,
         bf16=run.train.precision == "bf16",
     )

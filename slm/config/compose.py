@@ -208,7 +208,10 @@ def _swap(place: Place, registry: Registry[Any], new: str) -> list[_Swap]:
     old = place.holder.get(place.key)
     if old is None:
         default = place.field.get_default(call_default_factory=True)
-        old = {"name": default.part_name} if default is not None else {"name": new}
+        if default is None:  # an optional slot that was empty
+            place.holder[place.key] = {"name": new}
+            return [_Swap(place, "none", new, {}, {})]
+        old = {"name": default.part_name}
     old = {"name": old} if isinstance(old, str) else dict(old)
     name = old.pop("name", "?")
     if name == new:

@@ -171,8 +171,7 @@ class Mitchell(InitPart):
 
 @init.register("dclm", paper="Li et al. 2024 (DataComp-LM), arXiv 2406.11794; open_lm")
 class DCLM(InitPart):
-    """1 / sqrt(columns) by matrix and 1 / sqrt(dim) for embeddings, residual outputs also by sqrt(2 (layer + 1)), cut at
-    three standard deviations (open_lm)."""
+    """1 / sqrt(columns), embeddings 1 / sqrt(dim), residual outputs also / sqrt(2 (layer + 1)), cut at three (open_lm)."""
 
     scales_with_width = True
     truncate: float | None = pydantic.Field(3.0, gt=0)

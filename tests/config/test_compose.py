@@ -110,6 +110,17 @@ def test_swap_then_set_a_field_of_the_new_part() -> None:
     assert made.config.model.mixer == Latent(heads=2, rank=3)
 
 
+def test_an_empty_slot_is_filled_and_its_fields_set() -> None:
+    own = ["model/position/scaling=yarn", "model.position.scaling.factor=4", "model.position.scaling.original=128"]
+    found = compose("quickstart", own, schema=Run)
+    assert found.config.model.position.scaling.factor == 4
+    assert found.notes[0].startswith("model.position.scaling: none -> yarn (factor=4.0, original=128")
+    with pytest.raises(ConfigError, match=r"factor' is required"):
+        compose("quickstart", own[:1], schema=Run)
+    again = compose("quickstart", [*own, "~model.position.scaling"], schema=Run)
+    assert again.config.model.position.scaling is None
+
+
 def test_swap_to_the_same_part_changes_nothing() -> None:
     assert make("model/mixer=grouped").notes == []
 
