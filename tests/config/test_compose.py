@@ -111,6 +111,8 @@ def test_swap_then_set_a_field_of_the_new_part() -> None:
 
 
 def test_an_empty_slot_is_filled_and_its_fields_set() -> None:
+    from slm.run import Run
+
     own = ["model/position/scaling=yarn", "model.position.scaling.factor=4", "model.position.scaling.original=128"]
     found = compose("quickstart", own, schema=Run)
     assert found.config.model.position.scaling.factor == 4
