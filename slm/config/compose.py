@@ -227,6 +227,8 @@ def _describe(swap: _Swap, config: Config) -> str:
     part: Any = config
     for key in swap.place.path.split("."):
         part = getattr(part, key)
+    if part is None:  # a later override emptied the slot again
+        return f"{swap.place.path}: {swap.old} -> none"
     default = {k: v for k, v in part.model_dump().items() if k not in swap.kept and k != "name" and v is not None}
     clauses = []
     if swap.kept:

@@ -90,7 +90,7 @@ class Decoder(nn.Module):
         length, past = tokens_BT.shape[1], cache.length if cache is not None else 0
         if positions_BT is None:
             positions_BT = torch.arange(past, past + length, device=tokens_BT.device)[None]
-        made = [Encoding(p, p.tables(positions_BT)) for p in self.positions]  # type: ignore[operator]
+        made = [Encoding(p, p.tables(positions_BT)) for p in self.positions]  # type: ignore[operator,arg-type]
         encodings = [made[i] for i in self.position_of]
         mask = Mask(length, tokens_BT.device, docs_BT, past)
         sequence = Sequence(tokens_BT, positions_BT, mask, encodings, self.attention_backend, cache)
