@@ -21,7 +21,7 @@ from slm.model.init import InitSlot, Normal
 from slm.model.layout import LayoutSlot, Uniform
 from slm.model.norm import NormSlot, RMSNormPart
 from slm.model.parametrization import ParametrizationSlot, Standard
-from slm.model.parts import BuildContext
+from slm.model.parts import BuildContext, ModelPart
 from slm.model.position import PositionSlot
 from slm.model.position.rope import Rope
 from slm.model.residual import PreNorm, ResidualSlot
@@ -108,13 +108,20 @@ class Model(Config):
         special names, layer by layer, without what only training sees."""
         own = {slot: getattr(self, slot).canonical() for slot in ("norm", "conv", "residual", "embedding")}
         layers = [
-            [p.canonical().model_dump(mode="json") for p in (c.attention, c.ffn, c.position)] + [c.block, c.ffn_block]
-            for c in self.contexts
+            [self._plain(p) for p in (c.attention, c.ffn, c.position)] + [c.block, c.ffn_block] for c in self.contexts
         ]
         scheme = self.parametrization
         factors = [f(self) for f in (scheme.embedding_factor, scheme.logit_factor, scheme.branch_factor)]
         shape = {"dim": self.dim, "layers": layers, "vocab": self.vocab, "context": self.context, "factors": factors}
         return shape | {slot: part.model_dump(mode="json") for slot, part in own.items()}
+
+    def _plain(self, part: ModelPart) -> dict[str, Any]:
+        """A layer's part as plain data, with the norms that it leaves to the model filled in."""
+        data = part.canonical().model_dump(mode="json")
+        for name in ("qk_norm_kind", "latent_norm"):
+            if name in data and data[name] is None and data.get("qk_norm") != "none":
+                data[name] = self.norm.canonical().model_dump(mode="json")
+        return data
 
     def conv_widths(self, ctx: BuildContext) -> dict[str, int]:
         """Channels at each point where a short convolution may stand."""

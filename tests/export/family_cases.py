@@ -2,43 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from .family_case import TINY, Case, case
 
-from torch import Tensor
-
-from slm.export.families import Family, family_of
-
-TINY = {
-    "vocab_size": 64, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+MLA = TINY | {
+    "num_key_value_heads": 4, "q_lora_rank": 20, "kv_lora_rank": 24, "qk_nope_head_dim": 10, "qk_rope_head_dim": 8, "v_head_dim": 14,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Case:
-    """One configuration. ``numbers``: arguments of their config class."""
-
-    name: str
-    family: Family
-    config_class: str
-    numbers: dict[str, Any]
-    tolerance: float = 1e-5
-    """Largest |logit difference|, fp32. Above 1e-5 only where the reference is less exact itself: say why."""
-    extra: dict[str, Any] = field(default_factory=dict)
-    scale: float = 0.1
-
-    def spread(self, name: str, parameter: Tensor) -> float:
-        """Standard deviation of what is added to a parameter's start."""
-        return self.scale if parameter.ndim > 1 else 0.2
-
-
-def case(name: str, config_class: str, tolerance: float = 1e-5, base: dict[str, Any] | None = None, **changes: Any) -> Case:
-    """A case of the family whose model type is ``name`` up to a space, from TINY (or ``base``) with changes; a change to
-    ``...`` removes the key."""
-    numbers = {k: v for k, v in ((TINY if base is None else base) | changes).items() if v is not ...}
-    return Case(name, family_of(name.split()[0]), config_class, numbers, tolerance)
-
 
 CASES: list[Case] = [
     case("llama", "LlamaConfig"),
@@ -53,4 +21,51 @@ CASES: list[Case] = [
     case("qwen2 windows", "Qwen2Config", use_sliding_window=True, sliding_window=6, max_window_layers=1, tie_word_embeddings=True),
     case("qwen3", "Qwen3Config", head_dim=16),
     case("qwen3 biases windows", "Qwen3Config", head_dim=16, attention_bias=True, use_sliding_window=True, sliding_window=6, max_window_layers=2),
+    case("smollm3", "SmolLM3Config", num_hidden_layers=5),
+    case("smollm3 biases windows", "SmolLM3Config", attention_bias=True, mlp_bias=True, no_rope_layers=[1, 0, 1], use_sliding_window=True, sliding_window=5, tie_word_embeddings=False),
+    case("granite", "GraniteConfig", embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.2, logits_scaling=2.0),
+    case("granite biases tied", "GraniteConfig", attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    case("arcee", "ArceeConfig"),
+    case("arcee biases gelu head_dim", "ArceeConfig", attention_bias=True, mlp_bias=True, hidden_act="gelu", head_dim=16),
+    case("seed_oss", "SeedOssConfig", head_dim=16),
+    case("seed_oss biases", "SeedOssConfig", head_dim=12, attention_bias=False, attention_out_bias=True, mlp_bias=True),
+    case("hunyuan_v1_dense", "HunYuanDenseV1Config", head_dim=16),
+    case("hunyuan_v1_dense biases", "HunYuanDenseV1Config", head_dim=12, attention_bias=True, tie_word_embeddings=True),
+    case("ministral", "MinistralConfig", sliding_window=5, head_dim=12),
+    case("ministral mixed", "MinistralConfig", sliding_window=5, layer_types=["full_attention", "sliding_attention", "sliding_attention"], head_dim=16),
+    case("helium", "HeliumConfig", head_dim=12),
+    case("helium biases", "HeliumConfig", head_dim=12, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    case("ernie4_5", "Ernie4_5Config", head_dim=16),
+    case("ernie4_5 biases", "Ernie4_5Config", head_dim=12, use_bias=True, tie_word_embeddings=False),
+    case("apertus", "ApertusConfig", hidden_act="gelu", rope_parameters={"rope_type": "default", "rope_theta": 1e4}),
+    case("apertus biases llama3", "ApertusConfig", hidden_act="relu2", attention_bias=True, rope_parameters={"rope_type": "llama3", "rope_theta": 5e3, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}),
+    case("nanochat", "NanoChatConfig"),
+    case("nanochat biases", "NanoChatConfig", attention_bias=True, hidden_act="silu", final_logit_softcapping=3.0),
+    case("olmo", "OlmoConfig"),
+    case("olmo clip biases", "OlmoConfig", clip_qkv=0.5, attention_bias=True, tie_word_embeddings=True),
+    case("olmo2", "Olmo2Config"),
+    case("olmo2 biases", "Olmo2Config", attention_bias=True, tie_word_embeddings=True),
+    case("olmo3", "Olmo3Config", num_hidden_layers=5, sliding_window=6),
+    case("exaone4", "Exaone4Config", num_hidden_layers=5, sliding_window=6),
+    case("exaone4 full", "Exaone4Config", sliding_window=None, layer_types=["full_attention"] * 3, tie_word_embeddings=True),
+    case("gemma", "GemmaConfig", head_dim=16),
+    case("gemma biases untied", "GemmaConfig", head_dim=12, attention_bias=True, tie_word_embeddings=False),
+    case("gemma2", "Gemma2Config", head_dim=16, sliding_window=6, query_pre_attn_scalar=24),
+    case("gemma2 no caps", "Gemma2Config", head_dim=16, sliding_window=6, attn_logit_softcapping=None, final_logit_softcapping=None, attention_bias=True),
+    case("gemma3_text", "Gemma3TextConfig", head_dim=16, sliding_window=6, num_hidden_layers=7, query_pre_attn_scalar=20),
+    case("gemma3_text caps biases", "Gemma3TextConfig", head_dim=16, sliding_window=6, layer_types=["full_attention", "sliding_attention", "sliding_attention"], attention_bias=True, final_logit_softcapping=4.0),
+    case("cohere", "CohereConfig", logit_scale=0.25),
+    case("cohere qk_norm biases", "CohereConfig", use_qk_norm=True, attention_bias=True, logit_scale=0.5, tie_word_embeddings=False),
+    case("cohere2", "Cohere2Config", logit_scale=0.25, num_hidden_layers=5, sliding_window=6),
+    case("cohere2 biases", "Cohere2Config", logit_scale=0.5, attention_bias=True, sliding_window=6, layer_types=["full_attention", "sliding_attention", "sliding_attention"]),
+    case("glm", "GlmConfig", head_dim=16),
+    case("glm full no biases", "GlmConfig", head_dim=12, attention_bias=False, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e3, "partial_rotary_factor": 1.0}),
+    case("glm4", "Glm4Config", head_dim=16),
+    case("youtu", "YoutuConfig", base=MLA),
+    case("youtu full rank biases", "YoutuConfig", base=MLA, q_lora_rank=None, attention_bias=True, tie_word_embeddings=False),
+    case("deepseek_v3", "DeepseekV3Config", base=MLA, first_k_dense_replace=3),
+    case("deepseek_v3 full rank", "DeepseekV3Config", base=MLA, first_k_dense_replace=3, q_lora_rank=None, attention_bias=True),
+    case("deepseek_v2", "DeepseekV2Config", base=MLA, first_k_dense_replace=3),
+    case("minicpm3", "MiniCPM3Config", base=MLA),
+    case("minicpm3 biases", "MiniCPM3Config", base=MLA, attention_bias=True, mlp_bias=True, scale_emb=2, scale_depth=0.9, dim_model_base=24, tie_word_embeddings=False),
 ]  # fmt: skip

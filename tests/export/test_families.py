@@ -9,7 +9,8 @@ from slm.export.families import FAMILIES
 from slm.export.families.tensors import to_theirs
 from slm.export.importing import load
 
-from .family_cases import CASES, Case
+from .family_case import Case
+from .family_cases import CASES
 
 transformers = pytest.importorskip("transformers")
 IDS = torch.randint(64, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -43,10 +44,11 @@ def test_logits_agree_at_once_and_token_by_token(case: Case) -> None:
     ours = our_model(case, theirs)
     wanted = theirs(IDS).logits
     assert wanted.std() > 0.1, "the comparison would be empty"
-    torch.testing.assert_close(ours.logits(ours(IDS)), wanted, atol=case.tolerance, rtol=0)
+    allowed = case.tolerance * max(1.0, float(wanted.std()))  # rounding grows with the logits
+    torch.testing.assert_close(ours.logits(ours(IDS)), wanted, atol=allowed, rtol=0)
     cache = ours.new_cache(2, IDS.shape[1])
     steps = [ours(IDS[:, :9], cache=cache)] + [ours(IDS[:, i : i + 1], cache=cache) for i in range(9, IDS.shape[1])]
-    torch.testing.assert_close(ours.logits(torch.cat(steps, 1)), wanted, atol=case.tolerance, rtol=0)
+    torch.testing.assert_close(ours.logits(torch.cat(steps, 1)), wanted, atol=allowed, rtol=0)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

@@ -58,7 +58,12 @@ MULTI_HEAD = (
 
 def inverse_root(key: str, default: Any) -> Key:
     """A number s with scores scaled by 1 / sqrt(s)."""
-    return Key(key, "attention.scale", default, lambda s: None if s is None else s**-0.5, lambda a: None if a is None else round(a**-2, 9))
+
+    def encode(scale: float) -> float:
+        found = round(scale**-2, 9)
+        return int(found) if found == int(found) else found
+
+    return Key(key, "attention.scale", default, lambda s: s**-0.5, encode)
 
 
 # ---- rotary positions -------------------------------------------------------------------------------------
@@ -219,6 +224,46 @@ def windows(
             config["layer_types"] = [FULL if w is None else SLIDING for w in found]
         if switch is not None:
             config[switch] = config["sliding_window"] is not None
+
+    return Special(read, write)
+
+
+def every(pattern: int) -> Callable[[Data], list[str]]:
+    """Every ``pattern``-th layer sees everything, the others a window."""
+    return lambda c: [SLIDING if (i + 1) % pattern else FULL for i in range(c["num_hidden_layers"])]
+
+
+def rope_by_type(
+    types_of: Callable[[Data], list[str]],
+    published: Callable[[Data], tuple[Data, Data]],
+    *,
+    bases: tuple[float, float] = (1e4, 1e4),
+) -> Special:
+    """Windowed and full layers, each with rotary parameters of their own (Gemma 3, OLMo 3).
+
+    ``types_of``: the class's layer types where config.json lacks them; ``published``: parameters of full and windowed layers
+    out of a config.json that doesn't give them by type; ``bases``: their default bases.
+    """
+
+    def read(config: Data, data: Data) -> None:
+        given, context = config.get("rope_parameters") or {}, data.get("context") or 0
+        typed = FULL in given or SLIDING in given
+        pair = (given.get(FULL) or {}, given.get(SLIDING) or {}) if typed else published(config)
+        wide, near = (read_rope(p, context, base) | {"fraction": 1.0} for p, base in zip(pair, bases, strict=True))
+        data["position"] = wide
+        kinds = ["window" if t == SLIDING else "full" for t in config.get("layer_types") or types_of(config)]
+        window = {"attention": {"window": config.get("sliding_window", 4096)}, "position": near}
+        set_layout(data, kinds, {"window": window})
+
+    def write(model: Model, data: Data, config: Data) -> None:
+        config["layer_types"], config["sliding_window"], found = [], 4096, dict[str, Data]()
+        for ctx in model.contexts:
+            window = getattr(ctx.attention, "window", None)
+            config["layer_types"].append(FULL if window is None else SLIDING)
+            config["sliding_window"] = window or config["sliding_window"]
+            found[config["layer_types"][-1]] = ctx.position.canonical().model_dump(mode="json")
+        plain = {"rope_type": "default", "rope_theta": 1e4}
+        config["rope_parameters"] = {t: write_rope(found[t]) if t in found else plain for t in (FULL, SLIDING)}
 
     return Special(read, write)
 

@@ -128,6 +128,10 @@ class Latent(AttentionPart):
     def build(self, ctx: BuildContext) -> nn.Module:
         return LatentAttention(self, ctx)
 
+    def canonical(self) -> "Latent":
+        """With the scale spelled out."""
+        return self.with_(scale=self.scale_)
+
     def cost(self, ctx: BuildContext) -> Cost:
         heads, rank, q_rank, dim = self.heads or 0, self.kv_rank or 0, self.q_rank or 0, ctx.dim
         q = dim * q_rank + q_rank * heads * self.key_dim if q_rank else dim * heads * self.key_dim

@@ -183,7 +183,11 @@ class _Options(SoftmaxPart):
             )
 
     def build(self, ctx: BuildContext) -> nn.Module:
-        return SoftmaxAttention(self.canonical(), ctx)  # type: ignore[arg-type]
+        return SoftmaxAttention(self.canonical(), ctx)
+
+    def canonical(self) -> "GroupedQuery":
+        """Grouped queries, with the scale spelled out."""
+        return GroupedQuery(**dict(self) | {"kv_heads": self.groups, "scale": self.scale_})
 
     def build_qk_norms(self, ctx: BuildContext) -> tuple[nn.Module | None, nn.Module | None]:
         """Norms of queries and keys."""
@@ -244,9 +248,6 @@ class MultiHead(_Options):
     def groups(self) -> int:
         return self.heads or 0
 
-    def canonical(self) -> GroupedQuery:
-        return GroupedQuery(**dict(self), kv_heads=self.heads)
-
 
 @attention.register("mqa", paper="Shazeer 2019, arXiv 1911.02150")
 class MultiQuery(_Options):
@@ -258,6 +259,3 @@ class MultiQuery(_Options):
     @property
     def groups(self) -> int:
         return 1
-
-    def canonical(self) -> GroupedQuery:
-        return GroupedQuery(**dict(self), kv_heads=1)
