@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from .family_case import TINY, Case, case
 
+GPT = {"vocab_size": 64, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}
+MPT = {"vocab_size": 64, "d_model": 48, "n_layers": 3, "max_seq_len": 64}
 MLA = TINY | {
     "num_key_value_heads": 4, "q_lora_rank": 20, "kv_lora_rank": 24, "qk_nope_head_dim": 10, "qk_rope_head_dim": 8, "v_head_dim": 14,
+}  # fmt: skip
+
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+    "original_max_position_embeddings": 32,
 }  # fmt: skip
 
 CASES: list[Case] = [
@@ -68,4 +75,39 @@ CASES: list[Case] = [
     case("deepseek_v2", "DeepseekV2Config", base=MLA, first_k_dense_replace=3),
     case("minicpm3", "MiniCPM3Config", base=MLA),
     case("minicpm3 biases", "MiniCPM3Config", base=MLA, attention_bias=True, mlp_bias=True, scale_emb=2, scale_depth=0.9, dim_model_base=24, tie_word_embeddings=False),
+    case("gpt2", "GPT2Config", base=GPT),
+    case("gpt2 inner relu untied", "GPT2Config", base=GPT, n_inner=80, activation_function="relu", tie_word_embeddings=False),
+    case("gpt_bigcode", "GPTBigCodeConfig", base=GPT),
+    case("gpt_bigcode heads", "GPTBigCodeConfig", base=GPT, multi_query=False, n_inner=80),
+    case("opt", "OPTConfig", ffn_dim=80),
+    case("opt 350m", "OPTConfig", ffn_dim=80, word_embed_proj_dim=32, do_layer_norm_before=False),
+    case("opt galactica", "OPTConfig", ffn_dim=80, enable_bias=False, activation_function="gelu", tie_word_embeddings=False),
+    case("gpt_neox", "GPTNeoXConfig", rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}),
+    case("gpt_neox serial no biases", "GPTNeoXConfig", use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e3, "partial_rotary_factor": 1.0}),
+    case("persimmon", "PersimmonConfig"),
+    case("persimmon plain", "PersimmonConfig", qk_layernorm=False, tie_word_embeddings=True),
+    case("phi", "PhiConfig"),
+    case("phi qk_norm", "PhiConfig", qk_layernorm=True, hidden_act="silu", rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.34}),
+    case("phi3", "Phi3Config"),
+    case("phi3 window partial", "Phi3Config", sliding_window=6, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}),
+    case("phi3 longrope short", "Phi3Config", original_max_position_embeddings=32, rope_parameters=LONGROPE),
+    case("phi3 longrope long", "Phi3Config", original_max_position_embeddings=8, rope_parameters=LONGROPE | {"original_max_position_embeddings": 8}),
+    case("gptj", "GPTJConfig", base=GPT, rotary_dim=8),
+    case("gptj full", "GPTJConfig", base=GPT, rotary_dim=12, n_inner=80),
+    case("stablelm", "StableLmConfig", rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}),
+    case("stablelm parallel qk_norm", "StableLmConfig", use_parallel_residual=True, qk_layernorm=True, use_qkv_bias=True, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.34}),
+    case("starcoder2", "Starcoder2Config"),
+    case("starcoder2 window no biases", "Starcoder2Config", sliding_window=6, use_bias=False, tie_word_embeddings=False),
+    case("nemotron", "NemotronConfig"),
+    case("nemotron biases", "NemotronConfig", attention_bias=True, mlp_bias=True, head_dim=16, tie_word_embeddings=True),
+    case("jais2", "Jais2Config"),
+    case("jais2 no biases", "Jais2Config", attention_bias=False, mlp_bias=False, head_dim=16),
+    case("bloom", "BloomConfig", base={"vocab_size": 64, "hidden_size": 48, "n_layer": 3, "n_head": 4, "seq_length": 64}),
+    case("bloom heads", "BloomConfig", base={"vocab_size": 64, "hidden_size": 48, "n_layer": 3, "n_head": 6, "seq_length": 64}, tie_word_embeddings=False),
+    case("mpt", "MptConfig", base=MPT, n_heads=4),
+    case("mpt clip heads", "MptConfig", base=MPT, n_heads=6, attn_config={"clip_qkv": 0.5, "softmax_scale": 0.2, "alibi_bias_max": 4}),
+    case("diffllama", "DiffLlamaConfig"),
+    case("diffllama biases", "DiffLlamaConfig", attention_bias=True, num_key_value_heads=4, tie_word_embeddings=True, head_dim=12),
+    case("recurrent_gemma", "RecurrentGemmaConfig", intermediate_size=160, attention_window_size=6, num_hidden_layers=5, num_key_value_heads=1),
+    case("recurrent_gemma biases", "RecurrentGemmaConfig", intermediate_size=160, attention_window_size=64, attention_bias=True, lru_width=64, conv1d_width=3, logits_soft_cap=5.0),
 ]  # fmt: skip

@@ -48,10 +48,13 @@ class Key:
     default: Any = REQUIRED
     decode: Callable[[Any], Any] = lambda value: value
     encode: Callable[[Any], Any] = lambda value: value
+    aliases: str = ""
+    """Names that published configs use instead."""
 
     def read(self, config: Data, data: Data) -> None:
-        value = config.get(self.name)
-        if value is None and self.name not in config:
+        found = next((name for name in (self.name, *self.aliases.split()) if name in config), None)
+        value = None if found is None else config[found]
+        if found is None:
             if self.default is REQUIRED:
                 raise ConfigError(f"config.json has no {self.name!r}, which its model type needs.")
             value = self.default(config) if callable(self.default) else self.default
@@ -111,20 +114,25 @@ class Requires:
 
 @dataclass(frozen=True)
 class Map:
-    """One of their tensors and the one or several of ours that it holds. ``{i}`` runs over blocks, ``{leaf}`` over weight
-    and bias; a map none of whose tensors the model has is left out."""
+    """One of their tensors and the one or several of ours that it holds; or several of theirs, stacked, that are one of ours.
 
-    theirs: str
+    ``{i}`` runs over blocks, ``{leaf}`` over weight and bias, ``{h}`` in theirs over what is stacked. A map none of whose
+    tensors the model has is left out.
+    """
+
+    theirs: str | tuple[str, ...]
     ours: tuple[str, ...]
     layout: Layout | Callable[[Model], Layout] = ROWS
+    only: type | None = None
+    """Blocks whose attention is of this kind; None: all."""
 
     def layout_for(self, model: Model) -> Layout:
         return self.layout if isinstance(self.layout, Layout) else self.layout(model)
 
 
-def same(theirs: str, ours: str, layout: Layout | Callable[[Model], Layout] = ROWS) -> Map:
+def same(theirs: str, ours: str, layout: Layout | Callable[[Model], Layout] = ROWS, only: type | None = None) -> Map:
     """A map of one tensor to one."""
-    return Map(theirs, (ours,), layout)
+    return Map(theirs, (ours,), layout, only)
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,8 @@ class Family:
     """Regular expressions of tensors in their files that hold no weights (masks, frequencies)."""
     head: str = "lm_head.weight"
     """Their output embedding, which their files may repeat when it is tied."""
+    renames: tuple[tuple[str, str], ...] = ()
+    """(regular expression, replacement) for names of published files that the class itself renames when it loads them."""
     exports: bool = field(default=True)
     """Whether exporting to it is offered; all can be imported."""
 

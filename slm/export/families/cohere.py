@@ -7,11 +7,10 @@ from slm.export.families.layouts import Interleaved
 from slm.export.families.llama import BOTH_BIASES
 from slm.export.families.relatives import INTERLEAVED_ATTENTION
 from slm.export.families.shared import (
-    ENDS, FULL, GATED, HEADS, HIDDEN, LLAMA_ITEMS, PRE_NORMS, SHAPE, SLIDING, B, L, act, every, linear, parts, rope, set_layout, tied,
+    ENDS, FULL, GATED, HEADS, HIDDEN, LAYER_EPS, LLAMA_ITEMS, PRE_NORMS, SHAPE, SLIDING, B, L, act, every, linear, parts, rope, set_layout, tied,
 )  # fmt: skip
 from slm.model.config import Model
 
-LAYER_EPS = Key("layer_norm_eps", "norm.eps", 1e-5)
 SCALE = Key("logit_scale", "embedding.logit_divisor", 0.0625, lambda s: 1 / s, lambda d: 1 / d)
 COHERE_PARTS = parts(norm={"name": "layernorm", "bias": False}, residual={"name": "parallel", "own_norms": 1}, embedding="tied")
 COHERE_ITEMS = (*SHAPE, *HEADS[:2], HIDDEN, act(), LAYER_EPS, rope(), tied(True), BOTH_BIASES, SCALE)

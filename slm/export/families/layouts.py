@@ -111,3 +111,13 @@ class Reshaped(Layout):
 
     def join(self, ours: Sequence[Tensor]) -> Tensor:
         return ours[0].reshape(self.shape)
+
+
+class TransposedStack(Layout):
+    """A stack of matrices stored (n, in, out)."""
+
+    def split(self, theirs: Tensor, shapes: Shapes) -> list[Tensor]:
+        return [theirs.mT]
+
+    def join(self, ours: Sequence[Tensor]) -> Tensor:
+        return ours[0].mT

@@ -9,6 +9,7 @@ from typing import Any
 
 from slm.config.errors import ConfigError, suggest
 from slm.export.families.base import Data, Item, Key, Map, Special, put, same
+from slm.export.families.layouts import ROWS
 from slm.model.config import Model
 
 ACTIVATIONS = {
@@ -50,6 +51,7 @@ HEADS = (
 )
 RMS_EPS = Key("rms_norm_eps", "norm.eps", 1e-6)
 HIDDEN = Key("intermediate_size", "ffn.hidden")
+LAYER_EPS = Key("layer_norm_eps", "norm.eps", 1e-5)
 MULTI_HEAD = (
     Key("num_attention_heads", "attention.heads attention.kv_heads"),
 )
@@ -92,9 +94,10 @@ def rope_parameters(config: Data) -> Data:
     found.setdefault("rope_type", found.pop("type", "default"))
     if config.get("rope_theta") is not None:
         found.setdefault("rope_theta", config["rope_theta"])
-    for name in ("partial_rotary_factor", "rotary_pct"):
+    older = {"partial_rotary_factor": "partial_rotary_factor", "rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}
+    for name, now in (older | {"original_max_position_embeddings": "original_max_position_embeddings"}).items():
         if config.get(name) is not None:
-            found.setdefault("partial_rotary_factor", config[name])
+            found.setdefault(now, config[name])
     return found
 
 
@@ -274,9 +277,9 @@ L = "model.layers.{i}."
 B = "blocks.{i}."
 
 
-def linear(theirs: str, ours: str, layout: Any = None) -> Map:
+def linear(theirs: str, ours: str, layout: Any = ROWS, only: type | None = None) -> Map:
     """A layer with weight and, perhaps, bias."""
-    return same(theirs + ".{leaf}", ours + ".{leaf}", *([] if layout is None else [layout]))
+    return same(theirs + ".{leaf}", ours + ".{leaf}", layout, only)
 
 
 ENDS = (

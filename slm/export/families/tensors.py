@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from slm.config.errors import RunError
@@ -18,9 +19,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Entry:
-    """One of their tensors, and ours that it holds."""
+    """One of their tensors, and ours that it holds; or several of theirs that are stacked into one."""
 
-    theirs: str
+    theirs: tuple[str, ...]
     ours: tuple[str, ...]
     layout: Layout
 
@@ -37,16 +38,26 @@ def table(family: Family, model: Model, shapes: Shapes) -> list[Entry]:
 
 
 def _expand(one: Map, model: Model, shapes: Shapes) -> list[Entry]:
-    text = one.theirs + "".join(one.ours)
-    blocks = range(model.layers) if "{i}" in text else (0,)
+    given = (one.theirs,) if isinstance(one.theirs, str) else one.theirs
+    text = "".join((*given, *one.ours))
+    blocks = [i for i in range(model.layers) if one.only is None or i in _of_kind(model, one.only)] if "{i}" in text else [0]
     leaves = ("weight", "bias") if "{leaf}" in text else ("",)
     found = []
     for i in blocks:
         for leaf in leaves:
-            theirs, *ours = (n.replace("{i}", str(i)).replace("{leaf}", leaf) for n in (one.theirs, *one.ours))
-            if all(name in shapes for name in ours):
-                found.append(Entry(theirs, tuple(ours), one.layout_for(model)))
+            theirs, ours = (
+                [n.replace("{i}", str(i)).replace("{leaf}", leaf) for n in names] for names in (given, one.ours)
+            )
+            if not all(name in shapes for name in ours):
+                continue
+            if "{h}" in theirs[0]:
+                theirs = [theirs[0].replace("{h}", str(h)) for h in range(shapes[ours[0]][0])]
+            found.append(Entry(tuple(theirs), tuple(ours), one.layout_for(model)))
     return found
+
+
+def _of_kind(model: Model, kind: type) -> set[int]:
+    return {c.block for c in model.contexts if isinstance(c.attention, kind)}
 
 
 def to_ours(family: Family, model: Model, shapes: Shapes, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -55,13 +66,16 @@ def to_ours(family: Family, model: Model, shapes: Shapes, theirs: Mapping[str, T
     Raises:
         RunError: a tensor is missing, left over, or of another shape than the config says.
     """
+    theirs = {_renamed(family, name): tensor for name, tensor in theirs.items()}
     left = {name for name in theirs if not any(re.fullmatch(pattern, name) for pattern in family.ignored)}
     found: dict[str, Tensor] = {}
     for entry in table(family, model, shapes):
-        if entry.theirs not in theirs:
-            raise RunError(f"The checkpoint has no tensor {entry.theirs!r}, which its config.json needs.")
-        left.discard(entry.theirs)
-        found |= _split(entry, theirs[entry.theirs], shapes)
+        missing = next((name for name in entry.theirs if name not in theirs), None)
+        if missing is not None:
+            raise RunError(f"The checkpoint has no tensor {missing!r}, which its config.json needs.")
+        left -= set(entry.theirs)
+        stack = [theirs[name] for name in entry.theirs]
+        found |= _split(entry, stack[0] if len(stack) == 1 else torch.stack(stack), shapes)
     if model.embedding.tied:
         left.discard(family.head)
     if left:
@@ -69,6 +83,12 @@ def to_ours(family: Family, model: Model, shapes: Shapes, theirs: Mapping[str, T
             f"The checkpoint has {len(left)} tensors that a model of its config.json doesn't have, such as {min(left)!r}."
         )
     return found
+
+
+def _renamed(family: Family, name: str) -> str:
+    for pattern, replacement in family.renames:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def _split(entry: Entry, tensor: Tensor, shapes: Shapes) -> dict[str, Tensor]:
@@ -79,7 +99,7 @@ def _split(entry: Entry, tensor: Tensor, shapes: Shapes) -> dict[str, Tensor]:
         pieces = []
     if [tuple(p.shape) for p in pieces] != wanted:
         raise RunError(
-            f"The tensor {entry.theirs!r} has shape {tuple(tensor.shape)}, which doesn't hold {' and '.join(map(str, wanted))} "
+            f"The tensor {entry.theirs[0]!r} has shape {tuple(tensor.shape)}, which doesn't hold {' and '.join(map(str, wanted))} "
             f"as config.json says."
         )
     return dict(zip(entry.ours, pieces, strict=True))
@@ -88,7 +108,9 @@ def _split(entry: Entry, tensor: Tensor, shapes: Shapes) -> dict[str, Tensor]:
 def to_theirs(family: Family, model: Model, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors out of our parameters."""
     shapes = {name: tuple(t.shape) for name, t in ours.items()}
-    return {
-        entry.theirs: entry.layout.join([ours[name] for name in entry.ours]).contiguous()
-        for entry in table(family, model, shapes)
-    }
+    found: dict[str, Tensor] = {}
+    for entry in table(family, model, shapes):
+        joined = entry.layout.join([ours[name] for name in entry.ours])
+        pieces = [joined] if len(entry.theirs) == 1 else joined.unbind(0)
+        found |= {name: piece.contiguous() for name, piece in zip(entry.theirs, pieces, strict=True)}
+    return found
