@@ -18,6 +18,10 @@ def register(app: typer.Typer) -> None:
     app.add_typer(verbs, name="model")
 
 
+SLOTS = ("attention", "ffn", "norm", "position", "residual", "embedding", "layout")
+"""What is shown of a preset's parts."""
+
+
 def list_models(json: JsonFlag = False) -> None:
     """List all presets."""
     from slm.model.presets import list_presets, load_preset
@@ -25,24 +29,15 @@ def list_models(json: JsonFlag = False) -> None:
     models = []
     for name in list_presets():
         model = load_preset(name)
-        slots = {
-            s: getattr(model, s).part_name for s in ("attention", "ffn", "norm", "position", "residual", "embedding")
-        }
-        models.append(
-            {
-                "name": name,
-                "params": model.costs().params["unique"],
-                "dim": model.dim,
-                "layers": model.layers,
-                **slots,
-                "source": model.source,
-            }
-        )
+        params = model.costs().params
+        shape = {"name": name, "params": params["unique"], "params_total": params["total"], "dim": model.dim, "layers": model.layers}
+        models.append(shape | {s: getattr(model, s).part_name for s in SLOTS} | {"source": model.source})
     if json:
         emit_json({"models": models})
-    else:
-        columns = ["name", "params", "layers", "dim", "attention", "ffn", "norm", "position", "source"]
-        table(columns, [[f"{m[c]:,}" if c == "params" else m[c] for c in columns] for m in models], right=(1, 2, 3))
+        return
+    columns = ["name", "params", "layers", "dim", "attention", "ffn", "norm", "position", "residual", "layout", "source"]
+    table(columns, [[f"{m[c]:,}" if c == "params" else m[c] for c in columns] for m in models], right=(1, 2, 3))
+    typer.echo(f"{len(models)} presets. params: stored ones; `slm model show NAME` tells what each part has.")
 
 
 def show(

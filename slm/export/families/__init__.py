@@ -8,7 +8,7 @@ from slm.config.errors import ConfigError, suggest
 from slm.export.families import alibi, cohere, gemma, gpt2, latent, llama, mixers, neox, olmo, relatives
 from slm.export.families.base import Family, Unfit
 
-GROUPS = (llama, relatives, olmo, gemma, cohere, latent, gpt2, neox, alibi, mixers)
+GROUPS = (llama, relatives, olmo, gemma, gpt2, neox, alibi, cohere, latent, mixers)
 FAMILIES: tuple[Family, ...] = tuple(family for group in GROUPS for family in group.FAMILIES)
 """All, in the order in which an export tries them."""
 

@@ -20,6 +20,10 @@ Data = dict[str, Any]
 REQUIRED: Any = object()
 
 
+FAR = 100
+"""Added to the differences of a model that has no config of a family at all, so that nearer classes are named first."""
+
+
 class Unfit(Exception):
     """A model that the family's class can't compute; says why. ``differences``: in how much it differs."""
 
@@ -171,8 +175,8 @@ class Family:
                 item.write(model, data, config)
             back = self.read(config)
         except (KeyError, TypeError, ValueError, ConfigError) as error:
-            mismatches = _mismatches(self, model)
-            raise Unfit((mismatches or [f"its config can't be written ({error})"])[0], max(1, len(mismatches))) from None
+            mismatches = _mismatches(self, model) or [f"its config can't be written ({error})"]
+            raise Unfit(mismatches[0], FAR + len(mismatches)) from None
         differences = compare(model.canonical(), back.canonical())
         if differences:
             raise Unfit(differences[0], len(differences))

@@ -108,6 +108,7 @@ def read_rope(parameters: Data, context: int, base: float = 10_000.0, fraction: 
         "name": "rope",
         "base": float(parameters.get("rope_theta") or base),
         "fraction": parameters.get("partial_rotary_factor") or fraction,
+        "scaling": None,
     }
     if kind == "default":
         return part
