@@ -73,7 +73,7 @@ class Model(Config):
 
     def _check_positions(self) -> None:
         used = [c.position for c in self.contexts if c.attention.positional]
-        if not used and self.position.part_name != "none":
+        if not used and self.position.part_name != "none" and not self.position.at_input:
             raise ConfigError(
                 f"model.position is {self.position.part_name!r}, but no layer has an attention that uses positions. "
                 f"Set model.position to none."
@@ -136,7 +136,7 @@ class Model(Config):
         first = self.contexts[0]
         embedding, head = self.embedding.costs(first)
         parts = {kind: Cost() for kind in ("embedding", "attention", "ffn", "norms", "position", "conv", "head", "aux")}
-        parts |= {"embedding": embedding, "head": head, "position": self.position.cost(first), "aux": self.aux.cost(first)}
+        parts |= {"embedding": embedding, "head": head, "position": self.position.cost(first), "aux": self.aux.cost(self.contexts[-1])}
         if self.residual.final_norm:
             parts["norms"] += self.norm.cost(first)
         seen: set[int] = set()

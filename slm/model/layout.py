@@ -184,7 +184,7 @@ class LayerwiseScaling(LayoutPart):
         for i, (alpha, beta) in enumerate(zip(_line(self.alpha, model.layers), _line(self.beta, model.layers), strict=True)):
             heads = make_divisible(alpha * model.dim, width * group) // width
             hidden = make_divisible(beta * model.dim, self.multiple)
-            attention = part.with_(heads=heads, kv_heads=heads // group)
+            attention = part.with_(heads=heads, kv_heads=heads // group).resolve(model.dim, model.layers)
             found.append(replace(plain(model, i), attention=attention, ffn=model.ffn.with_(hidden=hidden)))
         return found
 

@@ -1,0 +1,58 @@
+"""Every part and option trains, and `torch.compile` changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from slm.model.decoder import Decoder
+
+from .variants import VARIANTS, ids, model_of
+
+DOZEN = ["gqa", "window", "qk_norm full", "mla", "differential", "rglru", "rope yarn", "alibi", "series", "sandwich", "canon", "shared_ffn", "pattern windows and bases", "mtp"]  # fmt: skip
+DOCS = torch.tensor([[0] * 10 + [1] * 14]).expand(2, -1)
+
+
+def structured(rows: int, length: int = 24) -> torch.Tensor:
+    """Rows in which each token is a function of the one before: learnable in a few steps."""
+    starts = torch.randint(40, (rows, 1), generator=torch.Generator().manual_seed(0))
+    steps = [starts]
+    for _ in range(length):
+        steps.append((3 * steps[-1] + 1) % 40)
+    return torch.cat(steps, 1)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_thirty_steps_lower_the_loss(name: str) -> None:
+    """By a quarter at least. Weights start small, as for training; the other tests want large ones."""
+    model = model_of(name, **({} if name.startswith("init") else {"init": {"name": "normal", "sigma": 0.08, "scale_residual": False}}))
+    decoder = Decoder(model).init_weights(0)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-2)
+    rows, losses = structured(8), []
+    for _ in range(30):
+        sums = decoder.training_loss(rows[:, :-1], rows[:, 1:])
+        (sums.loss / sums.count).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(sums.nll / sums.count))
+    assert losses[-1] < 0.75 * losses[0], losses[::6]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DOZEN)
+def test_compiled_and_eager_agree_in_loss_and_gradients(name: str) -> None:
+    torch._dynamo.reset()
+    results = []
+    for compiled in (False, True):
+        decoder = Decoder(model_of(name)).init_weights(0)
+
+        def loss(decoder: Decoder = decoder) -> torch.Tensor:
+            return decoder.training_loss(ids(), ids(seed=3), docs_BT=DOCS).loss
+
+        value = (torch.compile(loss) if compiled else loss)()
+        (value / 48).backward()
+        results.append((value.detach(), {n: p.grad for n, p in decoder.named_parameters()}))
+    (eager, wanted), (fused, got) = results
+    torch.testing.assert_close(fused, eager, atol=1e-5, rtol=1e-5)
+    for n, grad in wanted.items():
+        torch.testing.assert_close(got[n], grad, atol=1e-5, rtol=1e-5, msg=lambda text, n=n: f"{n}: {text}")
