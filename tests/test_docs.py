@@ -25,11 +25,15 @@ def test_add_a_part_runs_from_top_to_bottom(tmp_path: Path) -> None:
         file = tmp_path / code.split("\n")[0].removeprefix("# ")
         file.parent.mkdir(exist_ok=True)
         file.write_text(code)
-    commands = [line[2:] for block in blocks("add-a-part.md", "console") for line in block.splitlines() if line.startswith("$ ")]
+    commands = [
+        line[2:] for block in blocks("add-a-part.md", "console") for line in block.splitlines() if line.startswith("$ ")
+    ]
     assert len(commands) == 4
     outputs = []
     for command in commands:
-        done = subprocess.run([sys.executable, "-m", *shlex.split(command)], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", *shlex.split(command)], cwd=tmp_path, capture_output=True, text=True
+        )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         outputs.append(done.stdout)
     assert "learned slope per channel" in outputs[0]

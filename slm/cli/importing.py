@@ -12,7 +12,9 @@ from slm.cli.output import JsonFlag, emit_json
 
 def import_model(
     directory: Annotated[Path, typer.Argument(help="A directory with config.json and *.safetensors.")],
-    out: Annotated[Path | None, typer.Option(help="The run directory to make; by default runs/<name of DIRECTORY>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run directory to make; by default runs/<name of DIRECTORY>.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Load a Hugging Face checkpoint, and keep it as a run that eval, generate and export can use."""
@@ -26,5 +28,5 @@ def import_model(
         emit_json({"path": str(saved), "class": imported.family.architecture, "params": params})
         return
     typer.echo(
-        f"{imported.family.architecture} with {params['unique']:,} parameters ({imported.dtype}) in {run_dir}. Try: slm generate {run_dir} \"...\""
+        f'{imported.family.architecture} with {params["unique"]:,} parameters ({imported.dtype}) in {run_dir}. Try: slm generate {run_dir} "..."'
     )

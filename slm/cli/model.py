@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from slm.cli.coord_check import coord_check
 from slm.cli.importing import import_model
 from slm.cli.output import JsonFlag, emit_json, table
 
@@ -15,6 +16,7 @@ def register(app: typer.Typer) -> None:
     verbs.command("list")(list_models)
     verbs.command("show")(show)
     verbs.command("import")(import_model)
+    verbs.command("coord-check")(coord_check)
     app.add_typer(verbs, name="model")
 
 
@@ -30,12 +32,30 @@ def list_models(json: JsonFlag = False) -> None:
     for name in list_presets():
         model = load_preset(name)
         params = model.costs().params
-        shape = {"name": name, "params": params["unique"], "params_total": params["total"], "dim": model.dim, "layers": model.layers}
+        shape = {
+            "name": name,
+            "params": params["unique"],
+            "params_total": params["total"],
+            "dim": model.dim,
+            "layers": model.layers,
+        }
         models.append(shape | {s: getattr(model, s).part_name for s in SLOTS} | {"source": model.source})
     if json:
         emit_json({"models": models})
         return
-    columns = ["name", "params", "layers", "dim", "attention", "ffn", "norm", "position", "residual", "layout", "source"]
+    columns = [
+        "name",
+        "params",
+        "layers",
+        "dim",
+        "attention",
+        "ffn",
+        "norm",
+        "position",
+        "residual",
+        "layout",
+        "source",
+    ]
     table(columns, [[f"{m[c]:,}" if c == "params" else m[c] for c in columns] for m in models], right=(1, 2, 3))
     typer.echo(f"{len(models)} presets. params: stored ones; `slm model show NAME` tells what each part has.")
 
@@ -51,8 +71,7 @@ def show(
     model = load_preset(name)
     cost = model.costs(context)
     parts: dict[str, Any] = {
-        kind: {"params": c.params, "flops_per_token": c.causal_flops(cost.context)}
-        for kind, c in cost.parts.items()
+        kind: {"params": c.params, "flops_per_token": c.causal_flops(cost.context)} for kind, c in cost.parts.items()
     }
     result = {
         "name": name,

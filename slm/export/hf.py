@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from slm.checkpoint import Restored
 from slm.config.errors import ConfigError, RunError
 from slm.export.card import model_card
-from slm.export.place import put, refuse_to_replace
 from slm.export.families.tensors import to_theirs
+from slm.export.place import put, refuse_to_replace
 from slm.export.targets import Target, choose, why_not
 from slm.export.verify import Comparison, compare
 from slm.model.decoder import Decoder

@@ -101,7 +101,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         file = path / name
         if not file.is_file():
             pickled = next((p.name for p in sorted(path.glob("*.bin"))), None)
-            hint = f" {pickled} is a pickle, which slm doesn't open: save the model with safetensors." if pickled else ""
+            hint = (
+                f" {pickled} is a pickle, which slm doesn't open: save the model with safetensors." if pickled else ""
+            )
             raise ConfigError(f"{file} isn't there; slm reads weights from safetensors.{hint}")
         try:
             tensors |= safetensors.torch.load_file(file)
@@ -121,8 +123,16 @@ def save_import(imported: Imported, path: Path, run_dir: Path) -> Path:
     if (run_dir / "checkpoints").exists() or (run_dir / "config.yaml").exists():
         raise ConfigError(f"{run_dir} holds a run already. Choose another directory with --out.")
     tokenizer = path / "tokenizer.json"
-    config = {"name": run_dir.name, "model": imported.model.config.model_dump(mode="json"), "imported_from": path.resolve().name}
-    state = {"step": 0, "tokens": 0, "imported": {"model_type": imported.family.model_type, "dtype": str(imported.dtype)}}
+    config = {
+        "name": run_dir.name,
+        "model": imported.model.config.model_dump(mode="json"),
+        "imported_from": path.resolve().name,
+    }
+    state = {
+        "step": 0,
+        "tokens": 0,
+        "imported": {"model_type": imported.family.model_type, "dtype": str(imported.dtype)},
+    }
     return checkpoint.save(
         run_dir, 0, model=dict(imported.model.named_parameters()), optimizer={}, state=state, config=dump_yaml(config, []),
         tokenizer=tokenizer.read_bytes() if tokenizer.is_file() else NO_TOKENIZER,

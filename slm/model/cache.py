@@ -71,7 +71,10 @@ class LayerCache:
                 held[:, :, self.kept : end] = fresh
             self.kept = end
             return [held[:, :, :end] for held in self.tokens]
-        joined = [torch.cat((held[:, :, : self.kept], fresh.to(held.dtype)), 2) for held, fresh in zip(self.tokens, new, strict=True)]
+        joined = [
+            torch.cat((held[:, :, : self.kept], fresh.to(held.dtype)), 2)
+            for held, fresh in zip(self.tokens, new, strict=True)
+        ]
         self.kept = min(self.size, self.kept + length)
         for held, both in zip(self.tokens, joined, strict=True):
             held[:, :, : self.kept] = both[:, :, both.shape[2] - self.kept :]

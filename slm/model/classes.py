@@ -69,5 +69,7 @@ def start_of(model: nn.Module, name: str, parameter: Tensor, generator: torch.Ge
         return torch.as_tensor(own[leaf], dtype=torch.float32).expand(parameter.shape)
     tensor_class = getattr(owner, "param_classes", _LINEAR)[leaf]
     if tensor_class == "scalar":
-        raise ValueError(f"parameter {name!r} of {type(owner).__name__} is a scalar: give the module starts = {{{leaf!r}: value}}")
+        raise ValueError(
+            f"parameter {name!r} of {type(owner).__name__} is a scalar: give the module starts = {{{leaf!r}: value}}"
+        )
     return torch.full(parameter.shape, 1.0 if tensor_class == "norm" else 0.0)

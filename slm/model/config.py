@@ -136,7 +136,12 @@ class Model(Config):
         first = self.contexts[0]
         embedding, head = self.embedding.costs(first)
         parts = {kind: Cost() for kind in ("embedding", "attention", "ffn", "norms", "position", "conv", "head", "aux")}
-        parts |= {"embedding": embedding, "head": head, "position": self.position.cost(first), "aux": self.aux.cost(self.contexts[-1])}
+        parts |= {
+            "embedding": embedding,
+            "head": head,
+            "position": self.position.cost(first),
+            "aux": self.aux.cost(self.contexts[-1]),
+        }
         if self.residual.final_norm:
             parts["norms"] += self.norm.cost(first)
         seen: set[int] = set()

@@ -113,4 +113,7 @@ class Canon(ConvPart):
         for point, part, width in (("B", ctx.attention, ctx.attention.qkv_width), ("D", ctx.ffn, ctx.ffn.inner_width)):
             if point in self.points and not width:
                 rest = self.points.replace(point, "") or "A"
-                raise refuse(self, f"{part.slot} {part.part_name!r} has no point {point}. Choose other points, such as points={rest}.")
+                raise refuse(
+                    self,
+                    f"{part.slot} {part.part_name!r} has no point {point}. Choose other points, such as points={rest}.",
+                )

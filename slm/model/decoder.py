@@ -72,7 +72,12 @@ class Decoder(nn.Module):
         return self._run(tokens_BT, positions_BT, docs_BT, cache)[0]
 
     def training_loss(
-        self, tokens_BT: Tensor, targets_BT: Tensor, *, positions_BT: Tensor | None = None, docs_BT: Tensor | None = None
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        docs_BT: Tensor | None = None,
     ) -> LossSums:
         """Forward pass and loss, with whatever the parts add to it (multi-token prediction, balance penalties)."""
         hidden_BTD, sequence = self._run(tokens_BT, positions_BT, docs_BT, None)

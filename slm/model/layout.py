@@ -45,7 +45,9 @@ class LayoutPart(ModelPart):
         if self.share_ffn:
             odd = next((b for b in blocks if b.ffn != blocks[0].ffn), None)
             if odd is not None:
-                raise refuse(self, f"share_ffn needs equal feed-forwards, but those of layers 0 and {odd.block} differ.")
+                raise refuse(
+                    self, f"share_ffn needs equal feed-forwards, but those of layers 0 and {odd.block} differ."
+                )
             blocks = [replace(b, ffn_block=0) for b in blocks]
         if self.order == "cycle":
             order = [b for _ in range(self.repeat) for b in blocks]
@@ -110,7 +112,10 @@ class Pattern(LayoutPart):
         for piece in self.pattern.split(","):
             match = re.fullmatch(r"\s*([\w.-]+?)\s*(?:\*\s*(\d+))?\s*", piece)
             if match is None or match[2] == "0":
-                raise refuse(self, f"can't read {piece!r} in pattern={self.pattern!r}. Write kinds and counts, such as 'window*3,full'.")
+                raise refuse(
+                    self,
+                    f"can't read {piece!r} in pattern={self.pattern!r}. Write kinds and counts, such as 'window*3,full'.",
+                )
             found += [match[1]] * int(match[2] or 1)
         return found
 
@@ -122,7 +127,9 @@ class Pattern(LayoutPart):
                 raise refuse(self, f"the pattern names {kind!r}, which is no kind. {suggest(kind, known)}")
         unused = set(self.kinds) - set(self.sequence())
         if unused:
-            raise refuse(self, f"kinds defines {', '.join(sorted(unused))}, which pattern={self.pattern!r} doesn't use.")
+            raise refuse(
+                self, f"kinds defines {', '.join(sorted(unused))}, which pattern={self.pattern!r} doesn't use."
+            )
 
     def blocks(self, model: "Model") -> list[BuildContext]:
         self.check_known()
@@ -177,11 +184,16 @@ class LayerwiseScaling(LayoutPart):
         part = model.attention.canonical()
         group = getattr(part, "heads", None) and getattr(part, "kv_heads", None) and part.heads // part.kv_heads  # type: ignore[attr-defined]
         if not isinstance(part, SoftmaxPart) or not group:
-            raise refuse(self, f"scales heads and key/value heads, which model.attention {model.attention.part_name!r} doesn't have.")
+            raise refuse(
+                self,
+                f"scales heads and key/value heads, which model.attention {model.attention.part_name!r} doesn't have.",
+            )
         if model.ffn.hidden is None:
             raise refuse(self, f"scales hidden, which model.ffn {model.ffn.part_name!r} doesn't have.")
         width, found = part.head_dim or 0, []
-        for i, (alpha, beta) in enumerate(zip(_line(self.alpha, model.layers), _line(self.beta, model.layers), strict=True)):
+        for i, (alpha, beta) in enumerate(
+            zip(_line(self.alpha, model.layers), _line(self.beta, model.layers), strict=True)
+        ):
             heads = make_divisible(alpha * model.dim, width * group) // width
             hidden = make_divisible(beta * model.dim, self.multiple)
             attention = part.with_(heads=heads, kv_heads=heads // group).resolve(model.dim, model.layers)

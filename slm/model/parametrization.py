@@ -103,7 +103,10 @@ class MuP(ParametrizationPart):
     def check(self, ctx: BuildContext) -> None:
         init = ctx.model.init
         if not init.fits_mup:
-            raise refuse(self, f"model.init {init.part_name!r} scales embeddings with the width, which muP must not. Use normal or fan_in.")
+            raise refuse(
+                self,
+                f"model.init {init.part_name!r} scales embeddings with the width, which muP must not. Use normal or fan_in.",
+            )
 
     def init_factor(self, model: "Model", tensor_class: str, hidden: bool) -> float:
         scaled = hidden and tensor_class == "matrix" and not model.init.scales_with_width

@@ -7,7 +7,7 @@ never weights.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from torch import nn
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class BuildContext:
     """Where a part is built: the model around it, and the layer's own parts."""
 
-    model: "Model"
+    model: "Model" = field(compare=False, repr=False)  # it holds its contexts: comparing it here would never end
     layer: int
     """Place in the order of execution; each place has a cache of its own."""
     attention: "AttentionPart"

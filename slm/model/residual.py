@@ -173,7 +173,9 @@ class PostNorm(ResidualPart):
     around = True
 
 
-@residual.register("sandwich", paper="Ding et al. 2021 (CogView), arXiv 2105.13290; Kim et al. 2025 (Peri-LN), arXiv 2502.02732")
+@residual.register(
+    "sandwich", paper="Ding et al. 2021 (CogView), arXiv 2105.13290; Kim et al. 2025 (Peri-LN), arXiv 2502.02732"
+)
 class Sandwich(ResidualPart):
     """Norms on what a branch reads and on what it writes (Gemma 2, Peri-LN)."""
 
@@ -181,7 +183,9 @@ class Sandwich(ResidualPart):
     behind = True
 
 
-@residual.register("reordered", paper="OLMo team 2024 (OLMo 2), arXiv 2501.00656; Liu et al. 2021 (Swin v2), arXiv 2111.09883")
+@residual.register(
+    "reordered", paper="OLMo team 2024 (OLMo 2), arXiv 2501.00656; Liu et al. 2021 (Swin v2), arXiv 2111.09883"
+)
 class Reordered(ResidualPart):
     """A norm on what a branch writes, none on what it reads."""
 

@@ -56,7 +56,6 @@ class Train(Config):
     """Arithmetic of the matrix products; weights, optimiser state and statistics stay fp32. auto: bf16 where the device
     has instructions for it, else fp32. It is settled when the run is composed, so the identity holds what is computed."""
 
-
     def settled(self, device: str) -> Self:
         """With ``precision`` chosen for the device that ``impl.device`` names."""
         if self.precision != "auto":

@@ -73,6 +73,8 @@ class MuonOptimizer(torch.optim.Optimizer):
         for moment, grad in zip(momenta, grads, strict=True):
             moment.add_((grad - moment) * ((1 - group["momentum"]) * keep))
         nesterov = torch.stack([g.lerp(m, group["momentum"]) for g, m in zip(grads, momenta, strict=True)])
-        rate = group["lr"] * UPDATE_RMS * max(shape[-2:]) ** 0.5  # an orthogonal R x C matrix has RMS 1 / sqrt(max(R, C))
+        rate = (
+            group["lr"] * UPDATE_RMS * max(shape[-2:]) ** 0.5
+        )  # an orthogonal R x C matrix has RMS 1 / sqrt(max(R, C))
         for p, update in zip(params, orthogonalise(nesterov.flatten(0, -3)).view_as(nesterov), strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"] * keep).sub_(update * (rate * keep))

@@ -62,7 +62,9 @@ def named_parameters(model: Decoder) -> list[NamedParameter]:
     config, found = model.config, list[NamedParameter]()
     for name, tensor_class, tensor in classify(model):
         hidden = describe_tensor(config, name, tensor_class, tensor.shape).hidden
-        found.append(NamedParameter(name, tensor_class, tensor, config.parametrization.rates(config, tensor_class, hidden)))
+        found.append(
+            NamedParameter(name, tensor_class, tensor, config.parametrization.rates(config, tensor_class, hidden))
+        )
     return found
 
 

@@ -33,7 +33,9 @@ class Case:
         return self.scale if parameter.ndim > 1 else 0.2
 
 
-def case(name: str, config_class: str, tolerance: float = 1e-5, base: dict[str, Any] | None = None, **changes: Any) -> Case:
+def case(
+    name: str, config_class: str, tolerance: float = 1e-5, base: dict[str, Any] | None = None, **changes: Any
+) -> Case:
     """A case of the family whose model type is ``name`` up to a space, from TINY (or ``base``) with changes; a change to
     ``...`` removes the key."""
     numbers = {k: v for k, v in ((TINY if base is None else base) | changes).items() if v is not ...}

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from .family_case import TINY, Case, case
 
-GPT = {"vocab_size": 64, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}
+GPT = {
+    "vocab_size": 64,
+    "n_embd": 48,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 MPT = {"vocab_size": 64, "d_model": 48, "n_layers": 3, "max_seq_len": 64}
 MLA = TINY | {
     "num_key_value_heads": 4, "q_lora_rank": 20, "kv_lora_rank": 24, "qk_nope_head_dim": 10, "qk_rope_head_dim": 8, "v_head_dim": 14,

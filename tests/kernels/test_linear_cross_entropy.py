@@ -62,3 +62,40 @@ def test_autocast_is_as_exact_as_torchs_own_bf16() -> None:
         theirs, _ = reference(x.float(), w.float(), y)
     assert abs(ours - exact) <= 2 * abs(theirs - exact) + 1e-3 * abs(exact)
     assert torch.autograd.grad(ours, w)[0].dtype == torch.float64
+
+
+HEADS = {
+    "bias": {"bias": True},
+    "scale": {"logit_scale": 0.3},
+    "softcap": {"softcap": 2.0},
+    "padding": {"valid": 90},
+    "all": {"bias": True, "logit_scale": 0.7, "softcap": 3.0, "valid": 77},
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("block_bytes", [1, 1 << 30])
+def test_heads_match_the_reference_in_value_and_every_gradient(name: str, block_bytes: int) -> None:
+    x, w, y = problem()
+    options = dict(HEADS[name])
+    b = (
+        torch.randn(101, generator=torch.Generator().manual_seed(5), dtype=torch.float64).requires_grad_()
+        if options.pop("bias", False)
+        else None
+    )
+    y[y >= options.get("valid", 101)] = 3
+    ours, _ = linear_cross_entropy(x, w, y, z_loss=1e-2, bias=b, block_bytes=block_bytes, **options)
+    wanted, _ = reference(x, w, y, z_loss=1e-2, bias=b, **options)
+    torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-10)
+    inputs = [x, w] if b is None else [x, w, b]
+    for got, expected in zip(
+        torch.autograd.grad(ours * 0.37, inputs), torch.autograd.grad(wanted * 0.37, inputs), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_softcap_tames_extreme_logits() -> None:
+    x, w, y = problem()
+    loss, _ = linear_cross_entropy((x * 1e4).float(), w.float(), y, softcap=5.0)
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(loss, [x, w]))

@@ -42,11 +42,10 @@ def test_parameters_and_flops_of_every_variant(name: str) -> None:
 
 
 def _made(data: dict[str, Any]) -> Model | None:
-    """The model, or None where validation refuses it with a reason."""
+    """The model, or None where validation refuses it; anything but a `ConfigError` is a bug."""
     try:
         return Model(**data)
-    except ConfigError as refusal:
-        assert len(str(refusal)) > 20
+    except ConfigError:
         return None
 
 
@@ -81,7 +80,9 @@ def test_any_combination_trains_and_decodes(data: dict[str, Any]) -> None:
     decoder.eval()
     with torch.no_grad():
         cache = decoder.new_cache(2, T)
-        steps = [decoder(tokens[:, :4], cache=cache)] + [decoder(tokens[:, i : i + 1], cache=cache) for i in range(4, T)]
+        steps = [decoder(tokens[:, :4], cache=cache)] + [
+            decoder(tokens[:, i : i + 1], cache=cache) for i in range(4, T)
+        ]
         torch.testing.assert_close(torch.cat(steps, 1), decoder(tokens), atol=2e-5, rtol=1e-4)
 
 

@@ -34,7 +34,9 @@ def test_an_unknown_backend_is_named() -> None:
         decoder_of("gqa", "matmull")(ids(1))
 
 
-@pytest.mark.parametrize("name", ["z_loss", "embedding scaled", "embedding norm and bias", "factorised", "padded", "mup"])
+@pytest.mark.parametrize(
+    "name", ["z_loss", "embedding scaled", "embedding norm and bias", "factorised", "padded", "mup"]
+)
 def test_loss_ignores_padding_and_matches_logits(name: str) -> None:
     model, targets = decoder_of(name), ids(seed=3)
     targets[:, ::3] = -100
@@ -49,7 +51,10 @@ def test_loss_ignores_padding_and_matches_logits(name: str) -> None:
 
 
 def test_padding_the_vocabulary_changes_nothing() -> None:
-    padded, plain = decoder_of("padded"), Decoder(model_of("padded", embedding={"name": "untied", "head_bias": True})).eval()
+    padded, plain = (
+        decoder_of("padded"),
+        Decoder(model_of("padded", embedding={"name": "untied", "head_bias": True})).eval(),
+    )
     weights = dict(padded.named_parameters())
     assert weights["embedding.weight"].shape[0] == 48
     with torch.no_grad():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-
 from slm.config.errors import ConfigError
 from slm.export.targets import choose
 from slm.model.decoder import Decoder

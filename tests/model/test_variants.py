@@ -27,7 +27,10 @@ def structured(rows: int, length: int = 24) -> torch.Tensor:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_thirty_steps_lower_the_loss(name: str) -> None:
     """By a quarter at least. Weights start small, as for training; the other tests want large ones."""
-    model = model_of(name, **({} if name.startswith("init") else {"init": {"name": "normal", "sigma": 0.08, "scale_residual": False}}))
+    model = model_of(
+        name,
+        **({} if name.startswith("init") else {"init": {"name": "normal", "sigma": 0.08, "scale_residual": False}}),
+    )
     decoder = Decoder(model).init_weights(0)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-2)
     rows, losses = structured(8), []

@@ -119,9 +119,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mtp post": {"aux": "mtp", "residual": "post", "conv": "canon"},
 }  # fmt: skip
 """What each variant changes."""
-FUSED = [
-    name for name in VARIANTS if not any(word in name for word in ("softcap", "sinks", "mla full rank"))
-]
+FUSED = [name for name in VARIANTS if not any(word in name for word in ("softcap", "sinks", "mla full rank"))]
 """Those that torch's fused attention can compute too."""
 
 

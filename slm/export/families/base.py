@@ -20,7 +20,7 @@ Data = dict[str, Any]
 REQUIRED: Any = object()
 
 
-FAR = 100
+FAR = 2
 """Added to the differences of a model that has no config of a family at all, so that nearer classes are named first."""
 
 

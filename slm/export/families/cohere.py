@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from slm.export.families.base import Data, Family, Key, Map, Special, same
+from slm.export.families.layers import FULL, SLIDING, every, rope, set_layout
 from slm.export.families.layouts import Interleaved
 from slm.export.families.llama import BOTH_BIASES
 from slm.export.families.relatives import INTERLEAVED_ATTENTION
 from slm.export.families.shared import (
-    ENDS, FULL, GATED, HEADS, HIDDEN, LAYER_EPS, LLAMA_ITEMS, PRE_NORMS, SHAPE, SLIDING, B, L, act, every, linear, parts, rope, set_layout, tied,
-)  # fmt: skip
+    ENDS,
+    GATED,
+    HEADS,
+    HIDDEN,
+    LAYER_EPS,
+    LLAMA_ITEMS,
+    PRE_NORMS,
+    SHAPE,
+    B,
+    L,
+    act,
+    linear,
+    parts,
+    tied,
+)
 from slm.model.config import Model
 
 SCALE = Key("logit_scale", "embedding.logit_divisor", 0.0625, lambda s: 1 / s, lambda d: 1 / d)
-COHERE_PARTS = parts(norm={"name": "layernorm", "bias": False}, residual={"name": "parallel", "own_norms": 1}, embedding="tied")
+COHERE_PARTS = parts(
+    norm={"name": "layernorm", "bias": False}, residual={"name": "parallel", "own_norms": 1}, embedding="tied"
+)
 COHERE_ITEMS = (*SHAPE, *HEADS[:2], HIDDEN, act(), LAYER_EPS, rope(), tied(True), BOTH_BIASES, SCALE)
 COHERE_MAPS = (*ENDS, *INTERLEAVED_ATTENTION, *GATED, PRE_NORMS[0])
 
@@ -32,7 +48,11 @@ def _read_layers(config: Data, data: Data) -> None:
     """Windowed layers rotate, the others have no positions."""
     types = config.get("layer_types") or every(config.get("sliding_window_pattern") or 4)(config)
     window = {"attention": {"window": config.get("sliding_window", 4096)}}
-    set_layout(data, ["window" if t == SLIDING else "global" for t in types], {"window": window, "global": {"position": "none"}})
+    set_layout(
+        data,
+        ["window" if t == SLIDING else "global" for t in types],
+        {"window": window, "global": {"position": "none"}},
+    )
 
 
 def _write_layers(model: Model, data: Data, config: Data) -> None:
@@ -41,7 +61,9 @@ def _write_layers(model: Model, data: Data, config: Data) -> None:
     config["layer_types"] = [FULL if w is None else SLIDING for w in found]
 
 
-COHERE2 = Family("cohere2", "Cohere2ForCausalLM", COHERE_PARTS, (*COHERE_ITEMS, Special(_read_layers, _write_layers)), COHERE_MAPS)
+COHERE2 = Family(
+    "cohere2", "Cohere2ForCausalLM", COHERE_PARTS, (*COHERE_ITEMS, Special(_read_layers, _write_layers)), COHERE_MAPS
+)
 
 GLM_ITEMS = (*LLAMA_ITEMS, rope(fraction=0.5, partial=True), tied(), Key("attention_bias", "attention.qkv_bias", True))
 FUSED_GATE = Map(f"{L}mlp.gate_up_proj.weight", (f"{B}ffn.gate.weight", f"{B}ffn.up.weight"))

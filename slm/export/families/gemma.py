@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from slm.export.families.base import Data, Family, Fixed, Key
+from slm.export.families.layers import every, rope, rope_by_type, rope_parameters, windows
 from slm.export.families.shared import (
-    ATTENTION, ENDS, GATED, HEADS, HIDDEN, LLAMA_MAPS, QK_NORMS, RMS_EPS, SHAPE, B, L, act, every, inverse_root, linear, parts, rope,
-    rope_by_type, rope_parameters, tied, windows,
-)  # fmt: skip
+    ATTENTION,
+    ENDS,
+    GATED,
+    HEADS,
+    HIDDEN,
+    LLAMA_MAPS,
+    QK_NORMS,
+    RMS_EPS,
+    SHAPE,
+    B,
+    L,
+    act,
+    inverse_root,
+    linear,
+    parts,
+    tied,
+)
 
 BIASES = Key("attention_bias", "attention.qkv_bias attention.out_bias", False)
 CAUSAL = Fixed("use_bidirectional_attention", None, also=(False,))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from slm.config.errors import ConfigError
-from slm.export.families.base import Data, Family, Fixed, Key, Special
+from slm.export.families.base import Data, Family, Fixed, Item, Key, Special
+from slm.export.families.layers import rope, rope_parameters
 from slm.export.families.layouts import Interleaved
-from slm.export.families.shared import ENDS, GATED, HIDDEN, PRE_NORMS, RMS_EPS, SHAPE, B, L, act, linear, parts, rope, rope_parameters, tied
+from slm.export.families.shared import ENDS, GATED, HIDDEN, PRE_NORMS, RMS_EPS, SHAPE, B, L, act, linear, parts, tied
 from slm.model.attention.mla import Latent
 from slm.model.config import Model
 
@@ -19,7 +20,9 @@ def _heads_read(config: Data, data: Data) -> None:
     data["attention"]["heads"] = config["num_attention_heads"]
     scaling = rope_parameters(config)
     if scaling.get("rope_type") == "yarn" and scaling.get("mscale_all_dim"):
-        sharp = 0.1 * float(scaling["mscale_all_dim"]) * math.log(scaling["factor"]) + 1.0 if scaling["factor"] > 1 else 1.0
+        sharp = (
+            0.1 * float(scaling["mscale_all_dim"]) * math.log(scaling["factor"]) + 1.0 if scaling["factor"] > 1 else 1.0
+        )
         part = data["attention"]
         part["scale"] = (part["nope_dim"] + part["rope_dim"]) ** -0.5 * sharp * sharp
 
@@ -28,7 +31,7 @@ def _heads_write(model: Model, data: Data, config: Data) -> None:
     config["num_attention_heads"] = config["num_key_value_heads"] = data["attention"]["heads"]
 
 
-def mla_items(*, q_rank: int | None, v_dim: object, bias: bool = True) -> tuple[object, ...]:
+def mla_items(*, q_rank: int | None, v_dim: object) -> tuple[Item, ...]:
     """The keys of latent attention; ``q_rank`` and ``v_dim`` are the class's defaults."""
     return (
         Key("q_lora_rank", "attention.q_rank", q_rank, lambda r: r or 0, lambda r: r or None),
@@ -61,7 +64,10 @@ COMMON = (
     linear(f"{A}q_a_proj", f"{P}q_a"), linear(f"{A}q_a_layernorm", f"{P}q_norm"), linear(f"{A}kv_a_layernorm", f"{P}kv_norm"),
     linear(f"{A}kv_b_proj", f"{P}kv_b"), linear(f"{A}o_proj", f"{P}o"), *ENDS, *GATED, *PRE_NORMS,
 )  # fmt: skip
-HALVES = (*COMMON, *(linear(f"{A}{a}", f"{P}{b}") for a, b in (("q_proj", "q"), ("q_b_proj", "q_b"), ("kv_a_proj_with_mqa", "kv_a"))))
+HALVES = (
+    *COMMON,
+    *(linear(f"{A}{a}", f"{P}{b}") for a, b in (("q_proj", "q"), ("q_b_proj", "q_b"), ("kv_a_proj_with_mqa", "kv_a"))),
+)
 PAIRS = (
     *COMMON, linear(f"{A}q_proj", f"{P}q", _queries), linear(f"{A}q_b_proj", f"{P}q_b", _queries),
     linear(f"{A}kv_a_proj_with_mqa", f"{P}kv_a", _latents),
@@ -71,8 +77,13 @@ SIZES = (*SHAPE, HIDDEN, act(), RMS_EPS)
 
 def _dense_read(config: Data, data: Data) -> None:
     """Only the dense form: no layer has experts."""
-    if config.get("first_k_dense_replace", 0) < config["num_hidden_layers"] and config.get("n_routed_experts") is not None:
-        raise ConfigError("config.json describes layers with routed experts; slm reads the dense form of this model type only.")
+    if (
+        config.get("first_k_dense_replace", 0) < config["num_hidden_layers"]
+        and config.get("n_routed_experts") is not None
+    ):
+        raise ConfigError(
+            "config.json describes layers with routed experts; slm reads the dense form of this model type only."
+        )
 
 
 def _dense_write(model: Model, data: Data, config: Data) -> None:
@@ -89,7 +100,11 @@ DEEPSEEK3 = Family(
     (*SIZES, *mla_items(q_rank=1536, v_dim=128), rope(), tied(), Fixed("rope_interleave", True), DENSE), PAIRS,
 )  # fmt: skip
 DEEPSEEK2 = Family(
-    "deepseek_v2", "DeepseekV2ForCausalLM", PARTS, (*SIZES, *mla_items(q_rank=1536, v_dim=128), rope(), tied(), DENSE), PAIRS
+    "deepseek_v2",
+    "DeepseekV2ForCausalLM",
+    PARTS,
+    (*SIZES, *mla_items(q_rank=1536, v_dim=128), rope(), tied(), DENSE),
+    PAIRS,
 )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from slm.export.families.base import Family, Key, Requires
-from slm.export.families.shared import LLAMA_ITEMS, LLAMA_MAPS, SLIDING, parts, rope, tied, windows
+from slm.export.families.layers import SLIDING, rope, windows
+from slm.export.families.shared import LLAMA_ITEMS, LLAMA_MAPS, parts, tied
 from slm.model.config import Model
 
 BOTH_BIASES = Key("attention_bias", "attention.qkv_bias attention.out_bias", False)
@@ -13,12 +14,19 @@ NOT_ROTARY = (r".*rotary_emb\.inv_freq",)
 def heads_divide(model: Model) -> str | None:
     """LlamaConfig refuses other widths, also where head_dim is given."""
     heads = getattr(model.attention, "heads", None) or 1
-    return f"model.dim={model.dim} is no multiple of heads={heads}, which the class insists on" if model.dim % heads else None
+    return (
+        f"model.dim={model.dim} is no multiple of heads={heads}, which the class insists on"
+        if model.dim % heads
+        else None
+    )
 
 
 def qwen_layers(config: dict) -> list[str]:
     """The first ``max_window_layers`` see everything, the others a window."""
-    return [SLIDING if i >= config.get("max_window_layers", 28) else "full_attention" for i in range(config["num_hidden_layers"])]
+    return [
+        SLIDING if i >= config.get("max_window_layers", 28) else "full_attention"
+        for i in range(config["num_hidden_layers"])
+    ]
 
 
 LLAMA = Family(
@@ -27,7 +35,12 @@ LLAMA = Family(
     LLAMA_MAPS, NOT_ROTARY,
 )  # fmt: skip
 MISTRAL = Family(
-    "mistral", "MistralForCausalLM", parts(), (*LLAMA_ITEMS, rope(), tied(), windows(default_window=4096, per_layer=False)), LLAMA_MAPS, NOT_ROTARY
+    "mistral",
+    "MistralForCausalLM",
+    parts(),
+    (*LLAMA_ITEMS, rope(), tied(), windows(default_window=4096, per_layer=False)),
+    LLAMA_MAPS,
+    NOT_ROTARY,
 )
 QWEN2 = Family(
     "qwen2", "Qwen2ForCausalLM", parts(attention__qkv_bias=True),

@@ -5,11 +5,24 @@ from __future__ import annotations
 import torch
 
 from slm.export.families.base import Data, Family, Key, Map, Special, same
+from slm.export.families.layers import rope, set_layout
 from slm.export.families.layouts import Reshaped, TransposedStack
 from slm.export.families.llama import BOTH_BIASES
 from slm.export.families.shared import (
-    ATTENTION, ENDS, GATED, HEADS, HIDDEN, PRE_NORMS, SHAPE, B, L, act, linear, parts, rope, set_layout, tied,
-)  # fmt: skip
+    ATTENTION,
+    ENDS,
+    GATED,
+    HEADS,
+    HIDDEN,
+    PRE_NORMS,
+    SHAPE,
+    B,
+    L,
+    act,
+    linear,
+    parts,
+    tied,
+)
 from slm.model.attention.rglru import RGLRU
 from slm.model.attention.softmax import SoftmaxPart
 from slm.model.config import Model
@@ -41,7 +54,11 @@ def _layers_read(config: Data, data: Data) -> None:
     data["embedding"]["scale"] = embedding_scale(data["dim"])
     types = config.get("block_types") or ("recurrent", "recurrent", "attention")
     order = [types[i % len(types)] for i in range(data["layers"])]
-    recurrent = {"name": "rglru", "width": config.get("lru_width") or data["dim"], "heads": config["num_attention_heads"]}
+    recurrent = {
+        "name": "rglru",
+        "width": config.get("lru_width") or data["dim"],
+        "heads": config["num_attention_heads"],
+    }
     changes = {
         "recurrent": {"attention": recurrent | {"kernel": config.get("conv1d_width", 4)}},
         "window": {"attention": {"window": config.get("attention_window_size", 2048)}},

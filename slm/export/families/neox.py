@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from slm.export.families.base import Data, Family, Key, Map, Special, same
 from slm.export.families.gpt2 import BARE, EPS, INNER, SIZES
+from slm.export.families.layers import rope, windows
 from slm.export.families.layouts import PerHead
 from slm.export.families.llama import BOTH_BIASES
 from slm.export.families.relatives import MLP_BIAS, WITHOUT_HEAD_DIM, head_rotation
 from slm.export.families.shared import (
-    ATTENTION, ENDS, GATED, HEADS, HIDDEN, LAYER_EPS, MULTI_HEAD, PRE_NORMS, QKV, SHAPE, B, L, act, linear, parts, rope, tied, windows,
-)  # fmt: skip
+    ATTENTION,
+    ENDS,
+    GATED,
+    HEADS,
+    HIDDEN,
+    LAYER_EPS,
+    MULTI_HEAD,
+    PRE_NORMS,
+    QKV,
+    SHAPE,
+    B,
+    L,
+    act,
+    linear,
+    parts,
+    tied,
+)
 from slm.model.config import Model
 
 LAYER_PARTS = parts(norm={"name": "layernorm"}, ffn={"name": "plain", "bias": True})
@@ -65,6 +81,8 @@ PHI = Family(
      linear(f"{L}self_attn.q_layernorm", f"{B}attention.q_norm"), linear(f"{L}self_attn.k_layernorm", f"{B}attention.k_norm"),
      linear(f"{L}mlp.fc1", f"{B}ffn.up"), linear(f"{L}mlp.fc2", f"{B}ffn.down"), PRE_NORMS[0]),
 )  # fmt: skip
+
+
 def _original_read(config: Data, data: Data) -> None:
     """Read with the rotary parameters."""
 

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from slm.export.families.base import Data, Family, Key, Special
+from slm.export.families.layers import FULL, SLIDING, every, rope, rope_by_type, rope_parameters, set_layout
 from slm.export.families.llama import BOTH_BIASES
 from slm.export.families.shared import (
-    ATTENTION, ENDS, FULL, GATED, HEADS, HIDDEN, LLAMA_ITEMS, LLAMA_MAPS, QK_NORMS, RMS_EPS, SHAPE, SLIDING, B, L, act, every,
-    linear, parts, rope, rope_by_type, rope_parameters, set_layout, tied,
-)  # fmt: skip
+    ATTENTION,
+    ENDS,
+    GATED,
+    HEADS,
+    HIDDEN,
+    LLAMA_ITEMS,
+    LLAMA_MAPS,
+    QK_NORMS,
+    RMS_EPS,
+    SHAPE,
+    B,
+    L,
+    act,
+    linear,
+    parts,
+    tied,
+)
 from slm.model.config import Model
 
 SIZES = (*SHAPE, *HEADS[:2], HIDDEN, act())
@@ -47,7 +62,7 @@ def _read_exaone(config: Data, data: Data) -> None:
     if isinstance(pattern, str):  # "LLLG": the last of each round sees everything
         pattern = len(pattern)
     types = config.get("layer_types") or every(pattern)(config)
-    changes = {"window": {"attention": {"window": window}}, "global": {"position": "none"}}
+    changes: dict[str, Data] = {"window": {"attention": {"window": window}}, "global": {"position": "none"}}
     set_layout(data, ["window" if t == SLIDING else "global" for t in types], changes)
 
 

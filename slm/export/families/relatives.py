@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from slm.export.families.base import Data, Family, Key, Requires, Special
+from slm.export.families.layers import FULL, SLIDING, rope, set_layout, windows
 from slm.export.families.layouts import Interleaved, SwappedHalves
 from slm.export.families.llama import BOTH_BIASES
 from slm.export.families.shared import (
-    ATTENTION, ENDS, FULL, GATED, HEADS, LLAMA_ITEMS, LLAMA_MAPS, PRE_NORMS, QK_NORMS, QKV, SLIDING, B, L, act, linear, parts, rope,
-    set_layout, tied, windows,
-)  # fmt: skip
+    ATTENTION,
+    ENDS,
+    GATED,
+    HEADS,
+    LLAMA_ITEMS,
+    LLAMA_MAPS,
+    PRE_NORMS,
+    QK_NORMS,
+    QKV,
+    B,
+    L,
+    act,
+    linear,
+    parts,
+    tied,
+)
 from slm.model.config import Model
 
 WITHOUT_HEAD_DIM = tuple(i for i in LLAMA_ITEMS if i is not HEADS[2])
@@ -38,7 +52,11 @@ def _read_smollm3(config: Data, data: Data) -> None:
     types = config.get("layer_types") or default
     names = {(True, False): "full", (False, False): "nope", (True, True): "window", (False, True): "nope-window"}
     near = {"attention": {"window": window}}
-    changes = {"nope": {"position": "none"}, "window": near, "nope-window": near | {"position": "none"}}
+    changes: dict[str, Data] = {
+        "nope": {"position": "none"},
+        "window": near,
+        "nope-window": near | {"position": "none"},
+    }
     set_layout(data, [names[bool(turned[i]), window is not None and types[i] == SLIDING] for i in layers], changes)
 
 
@@ -80,13 +98,21 @@ HUNYUAN = Family(
      linear(f"{L}self_attn.query_layernorm", f"{B}attention.q_norm"), linear(f"{L}self_attn.key_layernorm", f"{B}attention.k_norm")),
 )  # fmt: skip
 MINISTRAL = Family(
-    "ministral", "MinistralForCausalLM", parts(), (*LLAMA_ITEMS, rope(), tied(), windows(default_window=4096)), LLAMA_MAPS
+    "ministral",
+    "MinistralForCausalLM",
+    parts(),
+    (*LLAMA_ITEMS, rope(), tied(), windows(default_window=4096)),
+    LLAMA_MAPS,
 )
 
 
 def _square_output(model: Model) -> str | None:
     width = (getattr(model.attention, "heads", None) or 0) * model.attention.rotary_dim
-    return None if width == model.dim else f"heads x head_dim is {width}; the class's output projection takes model.dim={model.dim}"
+    return (
+        None
+        if width == model.dim
+        else f"heads x head_dim is {width}; the class's output projection takes model.dim={model.dim}"
+    )
 
 
 HELIUM = Family(

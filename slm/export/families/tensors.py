@@ -33,14 +33,18 @@ def table(family: Family, model: Model, shapes: Shapes) -> list[Entry]:
     missing = sorted(set(shapes) - set(covered))
     if missing or len(covered) != len(set(covered)):
         name = missing[0] if missing else next(n for n in covered if covered.count(n) > 1)
-        raise RunError(f"slm's table of {family.model_type} tensors has no single place for {name!r}. This is a bug in slm.")
+        raise RunError(
+            f"slm's table of {family.model_type} tensors has no single place for {name!r}. This is a bug in slm."
+        )
     return entries
 
 
 def _expand(one: Map, model: Model, shapes: Shapes) -> list[Entry]:
     given = (one.theirs,) if isinstance(one.theirs, str) else one.theirs
     text = "".join((*given, *one.ours))
-    blocks = [i for i in range(model.layers) if one.only is None or i in _of_kind(model, one.only)] if "{i}" in text else [0]
+    blocks = (
+        [i for i in range(model.layers) if one.only is None or i in _of_kind(model, one.only)] if "{i}" in text else [0]
+    )
     leaves = ("weight", "bias") if "{leaf}" in text else ("",)
     found = []
     for i in blocks:

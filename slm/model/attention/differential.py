@@ -53,7 +53,9 @@ class DifferentialAttention(nn.Module):
         v_BGTK = self.v(x_BTD).view(B, T, self.kv_heads, -1).transpose(1, 2)
         if sequence.cache is not None:
             k_BGTK, v_BGTK = sequence.cache.layers[layer].append(k_BGTK, v_BGTK)
-        pair_BGTV = torch.cat(v_BGTK.chunk(2, 1), -1).repeat(1, 2, 1, 1)  # both halves of the heads see both halves' values
+        pair_BGTV = torch.cat(v_BGTK.chunk(2, 1), -1).repeat(
+            1, 2, 1, 1
+        )  # both halves of the heads see both halves' values
         scores = Scores(self.scale, self.part.window, slopes_H=encoding.slopes(self.heads, q_BHTK))
         out_BHTV = attend(q_BHTK, k_BGTK, pair_BGTV, sequence.mask, scores, backend=sequence.backend)
         first, second = out_BHTV.chunk(2, 1)

@@ -62,7 +62,9 @@ class LatentAttention(nn.Module):
         out_BHTV = mix(q_nope, q_rope, c_B1SR, k_rope_B1SR, sequence, scores)
         return self.o(out_BHTV.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
 
-    def _expanded(self, q_nope: Tensor, q_rope: Tensor, c_B1SR: Tensor, k_rope: Tensor, sequence: Sequence, scores: Scores) -> Tensor:
+    def _expanded(
+        self, q_nope: Tensor, q_rope: Tensor, c_B1SR: Tensor, k_rope: Tensor, sequence: Sequence, scores: Scores
+    ) -> Tensor:
         part, heads = self.part, self.part.heads or 0
         B, _, S, _ = c_B1SR.shape
         kv_BHSK = self.kv_b(c_B1SR[:, 0]).view(B, S, heads, -1).transpose(1, 2)
@@ -70,7 +72,9 @@ class LatentAttention(nn.Module):
         k_BHSK = torch.cat((k_nope, k_rope.expand(B, heads, S, part.rope_dim)), -1)
         return attend(torch.cat((q_nope, q_rope), -1), k_BHSK, v_BHSV, sequence.mask, scores, backend=sequence.backend)
 
-    def _over_latents(self, q_nope: Tensor, q_rope: Tensor, c_B1SR: Tensor, k_rope: Tensor, sequence: Sequence, scores: Scores) -> Tensor:
+    def _over_latents(
+        self, q_nope: Tensor, q_rope: Tensor, c_B1SR: Tensor, k_rope: Tensor, sequence: Sequence, scores: Scores
+    ) -> Tensor:
         part, heads = self.part, self.part.heads or 0
         w_k, w_v = self.kv_b.weight.view(heads, -1, part.kv_rank or 0).split((part.nope_dim, part.v_dim), 1)
         q_BHTR = torch.cat((q_nope @ w_k.to(q_nope.dtype), q_rope), -1)

@@ -94,8 +94,8 @@ def linear_scan(a_BTW: Tensor, x_BTW: Tensor) -> Tensor:
     """h_t = a_t h_(t-1) + x_t with h_(-1) = 0, for all t."""
     step = 1
     while step < x_BTW.shape[1]:
-        x_BTW = x_BTW + a_BTW * F.pad(x_BTW, (0, 0, step, 0))[:, : -step]
-        a_BTW = a_BTW * F.pad(a_BTW, (0, 0, step, 0), value=0.0)[:, : -step]
+        x_BTW = x_BTW + a_BTW * F.pad(x_BTW, (0, 0, step, 0))[:, :-step]
+        a_BTW = a_BTW * F.pad(a_BTW, (0, 0, step, 0), value=0.0)[:, :-step]
         step *= 2
     return x_BTW
 

@@ -39,7 +39,9 @@ class SoftmaxAttention(nn.Module):
         gates = {"none": 0, "head": self.heads, "element": self.heads * self.head_dim}[part.gate]
         self.gate = nn.Linear(dim, gates, bias=False) if gates else None
         self.sinks = nn.Parameter(torch.empty(self.heads)) if part.sinks else None
-        self.values = ValueMix(part.value_mix, ctx.model.vocab_, self.kv_heads, self.head_dim) if part.value_mix else None
+        self.values = (
+            ValueMix(part.value_mix, ctx.model.vocab_, self.kv_heads, self.head_dim) if part.value_mix else None
+        )
         self.conv = ctx.model.conv.build("B", part.qkv_width)
         self.scale = part.scale_ * ctx.model.parametrization.attention_factor(ctx.model, self.head_dim)
 
@@ -63,7 +65,9 @@ class SoftmaxAttention(nn.Module):
         B, T, _ = x_BTD.shape
         q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
         if self.conv is not None:
-            q, k, v = self.conv(torch.cat((q, k, v), -1), sequence, layer).split((q.shape[-1], k.shape[-1], v.shape[-1]), -1)
+            q, k, v = self.conv(torch.cat((q, k, v), -1), sequence, layer).split(
+                (q.shape[-1], k.shape[-1], v.shape[-1]), -1
+            )
         if (clip := self.part.clip_qkv) is not None:
             q, k, v = (t.clamp(-clip, clip) for t in (q, k, v))
         full = self.part.qk_norm == "full"
@@ -76,7 +80,9 @@ class SoftmaxAttention(nn.Module):
         encoding = sequence.encodings[layer]
         q_BHTK, k_BGTK = encoding.rotate(q_BTHK.transpose(1, 2)), encoding.rotate(k_BTGK.transpose(1, 2))
         if not full and not early and self.q_norm is not None and self.k_norm is not None:
-            q_BHTK, k_BGTK = (n(t.transpose(1, 2)).transpose(1, 2) for n, t in ((self.q_norm, q_BHTK), (self.k_norm, k_BGTK)))
+            q_BHTK, k_BGTK = (
+                n(t.transpose(1, 2)).transpose(1, 2) for n, t in ((self.q_norm, q_BHTK), (self.k_norm, k_BGTK))
+            )
         if self.part.log_n is not None:
             q_BHTK = q_BHTK * log_n_factor(sequence.positions_BT, self.part.log_n).to(q_BHTK.dtype)
         return q_BHTK, k_BGTK, v.view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
@@ -173,8 +179,18 @@ class _Options(SoftmaxPart):
 
     def check(self, ctx: BuildContext) -> None:
         if self.qk_norm == "full" and self.qk_norm_after_position:
-            raise refuse(self, "qk_norm=full spans the heads, which the position encoding treats one by one: it can't come after.")
-        first = next((c.attention for c in ctx.model.contexts if isinstance(c.attention, _Options) and c.attention.value_mix == "first"), self)
+            raise refuse(
+                self,
+                "qk_norm=full spans the heads, which the position encoding treats one by one: it can't come after.",
+            )
+        first = next(
+            (
+                c.attention
+                for c in ctx.model.contexts
+                if isinstance(c.attention, _Options) and c.attention.value_mix == "first"
+            ),
+            self,
+        )
         if self.value_mix == "first" and (self.groups, self.head_dim) != (first.groups, first.head_dim):
             raise refuse(
                 self,

@@ -41,7 +41,9 @@ class MixtureModule(nn.Module):
         if self.part.normalise:
             weight_NK = weight_NK / weight_NK.sum(-1, keepdim=True)
         if self.training and self.part.balance:
-            used_E = torch.zeros_like(share_NE[0]).scatter_add(0, expert_NK.flatten(), torch.ones_like(weight_NK.flatten()))
+            used_E = torch.zeros_like(share_NE[0]).scatter_add(
+                0, expert_NK.flatten(), torch.ones_like(weight_NK.flatten())
+            )
             fraction_E = used_E / expert_NK.numel()
             sequence.penalties.append(self.part.balance * self.part.experts * (fraction_E * share_NE.mean(0)).sum())
         order = expert_NK.flatten().argsort(stable=True)
