@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from slm.report.charts import draw
+from slm.report.charts import standalone
 from slm.report.run import bpb_chart
 
 
@@ -15,9 +15,7 @@ def main(run_dir: Path, out: Path) -> None:
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((run_dir / "summary.json").read_text())
     by_kind = {kind: [r for r in records if r["kind"] == kind] for kind in ("train", "eval")}
-    svg = draw(bpb_chart(by_kind["train"], by_kind["eval"], summary))
-    head, _, body = svg.partition(">")
-    out.write_text(f'{head} style="color:#1c2330;background:#fff">{body}')
+    out.write_text(standalone(bpb_chart(by_kind["train"], by_kind["eval"], summary)))
 
 
 if __name__ == "__main__":

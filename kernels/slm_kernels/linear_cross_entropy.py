@@ -57,7 +57,9 @@ def linear_cross_entropy(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
     rows = max(16, block_bytes // (4 * weight_VD.shape[0]))
     head = _Head(logit_scale, softcap, valid)
-    return _LinearCrossEntropy.apply(x_ND, weight_VD, bias, targets_N, ignore_index, z_loss, head, rows, dtype)  # type: ignore[no-any-return]
+    # Asked here: inside of a Function gradients are always off, and its needs_input_grad doesn't know of no_grad.
+    wants = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x_ND, weight_VD, bias))
+    return _LinearCrossEntropy.apply(x_ND, weight_VD, bias, targets_N, ignore_index, z_loss, head, rows, dtype, wants)  # type: ignore[no-any-return]
 
 
 def reference(
@@ -124,9 +126,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         head: _Head,
         rows: int,
         dtype: torch.dtype,
+        wants: bool,
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(x_ND.device.type, enabled=False):
-            wants = any(ctx.needs_input_grad[:3])
             wide = torch.promote_types(dtype, torch.float32)  # fp64 stays fp64
             w_VD, bias_V = weight_VD.to(dtype), None if bias is None else bias.to(wide)
             nll, z = x_ND.new_zeros((), dtype=wide), x_ND.new_zeros((), dtype=wide)
@@ -170,7 +172,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scaled = [saved * grads[0].to(saved.dtype) for saved in ctx.saved_tensors]
-        return (*scaled, *[None] * (9 - len(scaled)))
+        return (*scaled, *[None] * (10 - len(scaled)))
 
 
 def bool_all(mask: Tensor) -> bool:

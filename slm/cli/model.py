@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import typer
@@ -26,9 +27,9 @@ SLOTS = ("attention", "ffn", "norm", "position", "residual", "embedding", "layou
 
 def list_models(json: JsonFlag = False) -> None:
     """List all presets."""
-    from slm.model.presets import list_presets, load_preset
+    from slm.model.presets import MISSING, list_presets, load_preset
 
-    models = []
+    models: list[dict[str, Any]] = []
     for name in list_presets():
         model = load_preset(name)
         params = model.costs().params
@@ -41,23 +42,23 @@ def list_models(json: JsonFlag = False) -> None:
         }
         models.append(shape | {s: getattr(model, s).part_name for s in SLOTS} | {"source": model.source})
     if json:
-        emit_json({"models": models})
+        missing = [{"name": name, "reason": reason} for name, reason in MISSING.items()]
+        emit_json({"models": models, "missing": missing})
         return
-    columns = [
-        "name",
-        "params",
-        "layers",
-        "dim",
-        "attention",
-        "ffn",
-        "norm",
-        "position",
-        "residual",
-        "layout",
-        "source",
-    ]
-    table(columns, [[f"{m[c]:,}" if c == "params" else m[c] for c in columns] for m in models], right=(1, 2, 3))
-    typer.echo(f"{len(models)} presets. params: stored ones; `slm model show NAME` tells what each part has.")
+    rows = []
+    for m in models:  # few columns, so that a preset fits a line of 120
+        named = ", ".join(m[slot] for slot in SLOTS if m[slot] != "uniform")
+        rows.append([m["name"], f"{m['params'] / 1e6:,.0f} M", m["layers"], m["dim"], named, citation(m["source"])])
+    table(["name", "params", "layers", "dim", "parts", "source"], rows, right=(1, 2, 3))
+    typer.echo(f"{len(models)} presets. Params: those that are stored. Parts: {', '.join(SLOTS)} (unless uniform).")
+    for name, reason in MISSING.items():
+        typer.echo(f"No preset for {name}: {reason}.")
+
+
+def citation(source: str) -> str:
+    """The shortest thing to look a source up by: its arXiv number, or who and when."""
+    found = re.search(r"arXiv \d{4}\.\d{4,5}", source)
+    return found[0] if found else re.split(r" \(|[.;,] (?=[a-z])", source)[0]
 
 
 def show(

@@ -17,6 +17,8 @@ Windowed = Mapping[int | None, float]
 
 
 def _add(a: Windowed, b: Windowed) -> Windowed:
+    if not a or not b:  # most parts have no such amounts, and a model is the sum of hundreds
+        return a or b
     return {w: a.get(w, 0) + b.get(w, 0) for w in (*a, *(w for w in b if w not in a))}
 
 
@@ -57,7 +59,7 @@ class Cost:
 
     def again(self) -> "Cost":
         """The cost of using the same stored part once more."""
-        return replace(self, params=0, reused=self.params)
+        return replace(self, params=0, reused=self.params + self.reused)
 
     def for_training(self) -> "Cost":
         """As a part of the training loss alone: its parameters, and its FLOPs as ``train_only`` (full square)."""
@@ -123,6 +125,6 @@ class ModelCost:
             "train_palm": 3 * (square + cost.train_only),
         }
 
-    def kv_cache_bytes(self, context: int | None = None, bytes_per_value: int = 2) -> int:
-        """Bytes that are cached after ``context`` tokens of one sequence."""
-        return self.total.cache_values(context or self.context) * bytes_per_value
+    def kv_cache_bytes(self, context: int | None = None) -> int:
+        """Bytes that are cached after ``context`` tokens of one sequence in bf16; states that stay fp32 take four each."""
+        return 2 * self.total.cache_values(context or self.context)

@@ -40,13 +40,16 @@ def read_directory(path: Path) -> Imported:
         ConfigError: no such directory, a model type or a setting that slm doesn't have.
         RunError: tensors are missing, left over, damaged or of another shape.
     """
-    config = read_json(path / "config.json")
+    whole = read_json(path / "config.json")
+    config = text_config(whole)
     family = family_of(str(config.get("model_type")))
     try:
-        model = family.read(text_config(config))
+        model = family.read(config)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     tensors = read_tensors(path)
+    if config is not whole:
+        tensors = text_tensors(tensors)
     try:
         return Imported(load(family, model, tensors), family, next(iter(tensors.values())).dtype)
     except RunError as error:
@@ -69,6 +72,19 @@ def load(family: Family, config: Model, tensors: Mapping[str, Tensor]) -> Decode
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
     """The language model's part of a config.json."""
     return dict(config["text_config"]) if isinstance(config.get("text_config"), dict) else config
+
+
+def text_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The language model's tensors out of those of a model that also sees or hears, under their usual names."""
+    found = {}
+    for name, tensor in tensors.items():
+        if name.startswith("language_model."):
+            found[name.removeprefix("language_model.")] = tensor
+        elif name.startswith("model.language_model."):  # as transformers 5 writes them
+            found["model." + name.removeprefix("model.language_model.")] = tensor
+        elif name == "lm_head.weight":
+            found[name] = tensor
+    return found
 
 
 def read_json(file: Path) -> dict[str, Any]:

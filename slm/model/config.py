@@ -78,7 +78,8 @@ class Model(Config):
                 f"model.position is {self.position.part_name!r}, but no layer has an attention that uses positions. "
                 f"Set model.position to none."
             )
-        if any(c.position.at_input != self.position.at_input for c in self.contexts):
+        changed = [c.position for c in self.contexts if c.position != self.position]
+        if changed and any(p.at_input for p in (self.position, *changed)):
             raise ConfigError(
                 f"model.position {self.position.part_name!r} acts on the embeddings, once for all layers: a layout can't change "
                 f"it by layer."
@@ -107,6 +108,7 @@ class Model(Config):
         """Plain data that is equal for models that compute the same from the same weights: general parts in place of
         special names, layer by layer, without what only training sees."""
         own = {slot: getattr(self, slot).canonical() for slot in ("norm", "conv", "residual", "embedding")}
+        own["embedding"] = own["embedding"].with_(scale=self.embedding.factor(self.dim))
         layers = [
             [self._plain(p) for p in (c.attention, c.ffn, c.position)] + [c.block, c.ffn_block] for c in self.contexts
         ]

@@ -58,7 +58,8 @@ class ShortConv(nn.Module):
 def same_document(docs_BT: Tensor, back: int) -> Tensor:
     """Whether the token ``back`` places before is of the same document; (B, T)."""
     same = torch.zeros_like(docs_BT, dtype=torch.bool)
-    same[:, back:] = docs_BT[:, back:] == docs_BT[:, : docs_BT.shape[1] - back]
+    before = max(0, docs_BT.shape[1] - back)  # none in a row that is no longer than that
+    same[:, back:] = docs_BT[:, back:] == docs_BT[:, :before]
     return same
 
 

@@ -151,19 +151,24 @@ class Pattern(LayoutPart):
             "ffn": (feed_forwards, model.ffn),
             "position": (positions, model.position),
         }
-        return replace(base, **{s: _changed(*slots[s], change, model) for s, change in changes.items()})
+        try:
+            return replace(base, **{s: _changed(*slots[s], change, model) for s, change in changes.items()})
+        except ConfigError as error:
+            raise ConfigError(f"model.layout.kinds.{kind}: {error}") from None
 
 
 def _changed(registry: Registry[Any], part: Any, change: Any, model: "Model") -> Any:
     """A part with some fields changed; another part keeps the fields that both have, as a swap does."""
-    change = {"name": change} if isinstance(change, str) else dict(change)
-    name = change.pop("name", part.part_name)
+    change = {"name": change} if isinstance(change, str) else change
+    if not isinstance(change, dict) or not isinstance(change.get("name", ""), str):
+        raise ConfigError(f"{registry.slot}: expected a part's name or a mapping of its fields, got {change!r}.")
+    name = change.get("name", part.part_name)
     cls = registry.get(name)
     if name == part.part_name:
         kept = dict(part)
     else:
         kept = {k: v for k, v in part if k in cls.model_fields and k in part.model_fields_set}
-    return registry.parse({"name": name, **kept, **change}).resolve(model.dim, model.layers)
+    return registry.parse(kept | change | {"name": name}).resolve(model.dim, model.layers)
 
 
 @layout.register("scaling", paper="Mehta et al. 2024 (OpenELM), arXiv 2404.14619")

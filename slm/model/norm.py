@@ -18,8 +18,6 @@ Gain = Literal["plain", "one_plus", "none"]
 class NormPart(ModelPart):
     """A normalisation over the last dimension."""
 
-    eps: float = 1e-5
-
     def build(self, width: int, heads: int | None = None) -> nn.Module:
         """A norm over ``width``. With ``heads`` each head has gains of its own: input (..., heads, width)."""
         raise NotImplementedError
@@ -90,6 +88,7 @@ class LayerNorm(Norm):
 class RMSNormPart(NormPart):
     """Root-mean-square normalisation."""
 
+    eps: float = 1e-5
     gain: Gain = "plain"
     """plain: w; one_plus: 1 + w, starting at 0; none: no parameters."""
 
@@ -104,6 +103,7 @@ class RMSNormPart(NormPart):
 class LayerNormPart(NormPart):
     """Layer normalisation; without bias it is gain-only, with gain=none and no bias non-parametric (OLMo)."""
 
+    eps: float = 1e-5
     gain: Gain = "plain"
     """plain: w; one_plus: 1 + w, starting at 0 (LayerNorm1P); none: no gain."""
     bias: bool = True
@@ -135,7 +135,6 @@ class TanhNorm(nn.Module):
 class DynamicTanh(NormPart):
     """tanh(alpha x) with a learnable alpha in place of statistics."""
 
-    eps: Literal[0] = 0
     alpha: float = 0.5
     """Where alpha starts."""
 

@@ -107,6 +107,12 @@ class MuP(ParametrizationPart):
                 self,
                 f"model.init {init.part_name!r} scales embeddings with the width, which muP must not. Use normal or fan_in.",
             )
+        if ctx.model.embedding.scale == "sqrt_dim":
+            raise refuse(
+                self,
+                "model.embedding.scale=sqrt_dim grows with the width, which muP must not: set a number, such as 1.0, and tune "
+                "model.parametrization.input_scale.",
+            )
 
     def init_factor(self, model: "Model", tensor_class: str, hidden: bool) -> float:
         scaled = hidden and tensor_class == "matrix" and not model.init.scales_with_width
@@ -147,4 +153,9 @@ class CompleteP(MuP):
             raise refuse(
                 self,
                 "branches are divided by the depth already, so residual outputs must not start smaller too: set model.init.scale_residual=false.",
+            )
+        if ctx.model.residual.depth_scale is not None:
+            raise refuse(
+                self,
+                "branches are divided by the depth already: set model.residual.depth_scale=null (branch_scale may stay).",
             )

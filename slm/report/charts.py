@@ -70,6 +70,12 @@ def draw(chart: Chart) -> str:
     return _inline(out.getvalue(), f"{chart.y_label} over {chart.x_label}")
 
 
+def standalone(chart: Chart) -> str:
+    """The chart as a file of its own: on white, in fixed colours, since there is no page around it."""
+    head, _, body = draw(chart).partition(">")
+    return f'{head} style="color:#1c2330;background:#fff">{body}'
+
+
 def _curve(axes: Any, line: Line, colour: str) -> None:
     """One curve, or one dot where there is a single point."""
     alone = len(line.x) == 1

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slm.config.errors import ConfigError
+from slm.config.errors import ConfigError, RunError
 from slm.model.config import SLOTS, Model
 from slm.model.decoder import Decoder
-from slm.model.parts import ModelPart
 from slm.train.optim import OptimPart
 from slm.train.state import named_parameters
 
@@ -43,6 +42,13 @@ class CoordCheck:
             for place, slope in self.exponents.items()
         }
 
+    @property
+    def deciding(self) -> str:
+        """The place that the verdict on the model is about: where the change grows fastest, if it grows anywhere; else the
+        last block (what the head's random start adds to the logits' change dies out with the width, and says nothing)."""
+        fastest = max(self.exponents, key=lambda place: self.exponents[place])
+        return fastest if self.verdicts[fastest] == "growing" else "last block"
+
 
 def widened(model: Model, dim: int) -> Model:
     """The model at another width: as many numbers per head; heads and (rounded) inner widths in proportion.
@@ -53,23 +59,46 @@ def widened(model: Model, dim: int) -> Model:
     changes: dict[str, Any] = {"dim": dim}
     for slot in SLOTS:
         part = getattr(model, slot)
-        own = [name for name in SCALED if name in type(part).model_fields and getattr(part, name)]
-        scaled = {name: _scaled(part, name, model.dim, dim) for name in own}
+        scaled = _scaled(
+            {name: getattr(part, name) for name in type(part).model_fields}, f"model.{slot}", model.dim, dim
+        )
         if scaled:
             changes[slot] = part.with_(**scaled)
+    kinds = getattr(model.layout, "kinds", {})
+    if kinds:  # what a layout's kinds set for themselves grows as well
+        changes["layout"] = model.layout.with_(
+            kinds={kind: _widened_kind(kind, kinds[kind], model.dim, dim) for kind in kinds}
+        )
     return model.with_(**changes)
 
 
-def _scaled(part: ModelPart, name: str, old: int, new: int) -> int:
-    value: int = getattr(part, name)
-    if name == "kv_heads" and value == 1:  # multi-query stays multi-query
-        return 1
-    if name in ("heads", "kv_heads") and value * new % old:
-        raise ConfigError(
-            f"At width {new}, {part.slot}.{name}={value} would become {value * new / old:.3g}. Choose widths that are multiples of "
-            f"{old // math.gcd(old, value)}."
-        )
-    return max(1, round(value * new / old))
+def _widened_kind(kind: str, slots: dict[str, Any], old: int, new: int) -> dict[str, Any]:
+    return {
+        slot: change
+        if isinstance(change, str)
+        else change | _scaled(change, f"model.layout.kinds.{kind}.{slot}", old, new)
+        for slot, change in slots.items()
+    }
+
+
+def _scaled(fields: dict[str, Any], where: str, old: int, new: int) -> dict[str, int]:
+    """The fields among ``fields`` that grow with the width, at the new one. ``where`` names their part in an error."""
+    found: dict[str, int] = {}
+    for name in SCALED:
+        value = fields.get(name)
+        if not value:
+            continue
+        if name == "kv_heads" and value == 1:  # multi-query stays multi-query
+            new_value = 1
+        elif name in ("heads", "kv_heads") and value * new % old:
+            raise ConfigError(
+                f"At width {new}, {where}.{name}={value} would become {value * new / old:.3g}. Choose widths that are multiples of "
+                f"{old // math.gcd(old, value)}."
+            )
+        else:
+            new_value = max(1, round(value * new / old))
+        found[name] = new_value
+    return found
 
 
 def coord_check(
@@ -79,6 +108,7 @@ def coord_check(
 
     Raises:
         ConfigError: fewer than two widths, or one at which the model's shape isn't whole.
+        RunError: the activations overflowed.
     """
     if len(set(widths)) < 2:
         raise ConfigError("A coordinate check compares at least two widths.")
@@ -101,7 +131,12 @@ def _changes(model: Model, optim: OptimPart, tokens_BT: Tensor, steps: int, seed
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     after = _activations(decoder, tokens_BT[:, :-1])
-    return {place: float((after[place] - before[place]).std()) for place in before}
+    changes = {place: float((after[place] - before[place]).std()) for place in before}
+    if not all(math.isfinite(change) for change in changes.values()):
+        raise RunError(
+            f"At width {model.dim} the activations are not finite after {steps} steps. Lower train.optim.lr."
+        )
+    return changes
 
 
 @torch.no_grad()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import re
+
 import pytest
 import torch
 
@@ -69,3 +72,67 @@ def test_every_tensor_goes_round_bit_equal_and_the_config_too(case: Case) -> Non
 
 def test_every_family_has_a_case() -> None:
     assert {case.family.model_type for case in CASES} == {family.model_type for family in FAMILIES}
+
+
+def _plain_rope(config: dict) -> dict:
+    """Configs of before transformers 5: the base and the scaling as keys of their own."""
+    given = dict(config.pop("rope_parameters"))
+    return config | {"rope_theta": given.pop("rope_theta"), "rope_scaling": given | {"type": given.pop("rope_type")}}
+
+
+def _neox(config: dict) -> dict:
+    given = config.pop("rope_parameters")
+    return config | {"rotary_pct": given["partial_rotary_factor"], "rotary_emb_base": given["rope_theta"]}
+
+
+def _gemma3(config: dict) -> dict:
+    given = config.pop("rope_parameters")
+    config.pop("layer_types")
+    own = {
+        "rope_theta": given["full_attention"]["rope_theta"],
+        "rope_local_base_freq": given["sliding_attention"]["rope_theta"],
+    }
+    return config | own | {"sliding_window_pattern": 6}
+
+
+def _bloom(config: dict) -> dict:
+    return config | {"n_embed": config.pop("hidden_size"), "num_attention_heads": config.pop("n_head")}
+
+
+OLD = {
+    "gpt2": (dict, {r"^transformer\.": ""}),
+    "gptj": (dict, {r"^transformer\.": ""}),
+    "opt": (dict, {r"^model\.": ""}),
+    "bloom": (_bloom, {r"^transformer\.": ""}),
+    "gpt_neox": (_neox, {r"^lm_head": "embed_out"}),
+    "llama gelu linear": (_plain_rope, {}),
+    "llama llama3": (_plain_rope, {}),
+    "phi3 longrope long": (_plain_rope, {}),
+    "gemma3_text": (_gemma3, {}),
+}
+"""Case -> (its config, its tensors' names) as published before the class took its present form."""
+
+
+@pytest.mark.parametrize("name", OLD)
+@torch.no_grad()
+def test_published_spellings_of_earlier_years(name: str) -> None:
+    case = next(c for c in CASES if c.name == name)
+    older, renames = OLD[name]
+    theirs = their_model(case)
+    config = case.family.read(older(copy.deepcopy(theirs.config.to_dict())))
+    assert config.canonical() == case.family.read(theirs.config.to_dict()).canonical()
+    tensors = {}
+    for key, tensor in theirs.state_dict().items():
+        for pattern, replacement in renames.items():
+            key = re.sub(pattern, replacement, key)
+        tensors[key] = tensor
+    buffers = {
+        "gpt2": "h.0.attn.bias",
+        "gpt_neox": "gpt_neox.layers.0.attention.masked_bias",
+        "llama gelu linear": "model.layers.0.self_attn.rotary_emb.inv_freq",
+    }
+    if name in buffers:  # files of the time carry masks and frequencies
+        tensors[buffers[name]] = torch.ones(4)
+    ours = load(case.family, config, tensors)
+    allowed = case.tolerance * max(1.0, float(theirs(IDS).logits.std()))
+    torch.testing.assert_close(ours.logits(ours(IDS)), theirs(IDS).logits, atol=allowed, rtol=0)

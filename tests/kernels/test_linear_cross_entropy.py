@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from slm_kernels import linear_cross_entropy
 from slm_kernels.linear_cross_entropy import reference
@@ -52,6 +53,15 @@ def test_inputs_are_not_modified_and_no_grad_agrees() -> None:
         b, _ = linear_cross_entropy(x.float(), w.float(), y)
     assert a == b
     assert all(torch.equal(t, s) for t, s in zip((x, w, y), before, strict=True))
+
+
+def test_without_gradients_only_the_logits_are_multiplied() -> None:
+    """A third of the work: evaluation has parameters that want gradients, but doesn't want them itself."""
+    x, w, y = problem()
+    for grad, products in ((True, 3), (False, 1)):
+        with torch.set_grad_enabled(grad), FlopCounterMode(display=False) as counter:
+            linear_cross_entropy(x, w, y)
+        assert counter.get_total_flops() == products * 2 * 37 * 16 * 101
 
 
 def test_autocast_is_as_exact_as_torchs_own_bf16() -> None:

@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from slm.config.errors import ConfigError
-from slm.config.registry import REGISTRIES
-from slm.model.config import SLOTS
 
 from .variants import FUSED, VARIANTS, decoder_of, ids, model_of
 
@@ -51,20 +49,3 @@ def test_the_cost_says_how_big_the_cache_is_to_the_byte(name: str, context: int)
 def test_cache_sizes_by_hand(name: str, values: int) -> None:
     """layers x tokens x numbers per token (or a state, whose fp32 part counts twice), at two bytes each."""
     assert model_of(name).costs().kv_cache_bytes(24) == 2 * values
-
-
-def test_every_part_has_a_variant() -> None:
-    used: dict[str, set[str]] = {slot: set() for slot in SLOTS}
-    used["rope_scaling"] = set()
-    for name in VARIANTS:
-        model = model_of(name)
-        for slot in SLOTS:
-            used[slot].add(getattr(model, slot).part_name)
-        for ctx in model.contexts:
-            for part in (ctx.attention, ctx.ffn, ctx.position):
-                used[part.slot].add(part.part_name)
-            if scaling := getattr(ctx.position, "scaling", None):
-                used["rope_scaling"].add(scaling.part_name)
-    for slot, names in used.items():
-        own = {name for name, cls in REGISTRIES[slot].parts.items() if cls.__module__.startswith("slm.")}
-        assert own <= names, f"no variant in tests/model/variants.py has model.{slot}={sorted(own - names)}"

@@ -133,3 +133,13 @@ def test_a_parameter_of_no_class_or_without_a_start_is_an_error() -> None:
     model.blocks[0].extra.param_classes = {"scale": "scalar"}
     with pytest.raises(ValueError, match="give the module starts"):
         model.init_weights(0)
+
+
+def test_depth_counts_blocks_that_run_and_layers_as_they_are_stored() -> None:
+    """A block that runs twice writes twice as often; OLMo's and open_lm's rules know a block by its place in the stack."""
+    twice = weights("normal", layout="repeat")
+    assert float(twice["blocks.3.ffn.down.weight"].std()) == pytest.approx(0.02 / math.sqrt(4 * LAYERS), rel=0.03)
+    ahead = weights("mitchell", layout="repeat", aux="mtp")
+    wanted = (2 * DIM * (LAYERS + 1)) ** -0.5  # the block for the next token but one comes behind the others
+    assert float(ahead["further.0.block.attention.o.weight"].std()) == pytest.approx(CUT * wanted, rel=0.03)
+    assert float(ahead["blocks.3.attention.o.weight"].std()) == pytest.approx(CUT * (8 * DIM) ** -0.5, rel=0.03)

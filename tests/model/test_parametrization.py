@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from slm.config.errors import ConfigError
 from slm.model.config import Model
 from slm.model.decoder import Decoder
-from slm.train.coord_check import coord_check
+from slm.model.parametrization import MuP
+from slm.train.coord_check import CoordCheck, coord_check
 from slm.train.optim import AdamW, Muon
 from slm.train.state import named_parameters
+
+from .variants import VARIANTS, model_of
 
 BASE: dict[str, Any] = {
     "dim": 64, "layers": 4, "vocab": 64, "context": 32, "attention": {"name": "mha", "heads": 4}, "ffn": {"name": "swiglu", "hidden": 128},
@@ -35,19 +40,37 @@ def test_the_table(scheme: dict, m: int, depth: int) -> None:
     decoder, plain = Decoder(config).init_weights(0), Decoder(model()).init_weights(0)
     assert decoder.embedding.logit_scale == 1 / m
     assert decoder.blocks[0].scale == 1 / depth
-    ratio = decoder.blocks[1].ffn.up.weight.std() / plain.blocks[1].ffn.up.weight.std()
+    ratio = decoder.blocks[1].ffn.up.weight.detach().std() / plain.blocks[1].ffn.up.weight.detach().std()
     assert float(ratio) == pytest.approx(m**-0.5)
     torch.testing.assert_close(decoder.embedding.weight, plain.embedding.weight)
 
 
-def test_multipliers_and_the_scores_scale() -> None:
-    part = {"name": "mup", "base_dim": 16, "input_scale": 3.0, "output_scale": 5.0, "base_head_dim": 4}
+def test_multipliers() -> None:
+    part = {"name": "mup", "base_dim": 16, "input_scale": 3.0, "output_scale": 5.0}
     decoder = Decoder(model(parametrization=part))
     assert decoder.embedding.scale == 3.0
     assert decoder.embedding.logit_scale == pytest.approx(5 / 4)
-    assert decoder.blocks[0].attention.scale == pytest.approx(
-        4**0.5 / 16
-    )  # 1/d instead of 1/sqrt(d), equal at the base
+
+
+@pytest.mark.parametrize(
+    ("part", "width"),
+    [
+        ({"name": "mha", "heads": 4, "head_dim": 8}, "head_dim"),
+        ({"name": "differential", "heads": 4, "head_dim": 8}, "head_dim"),
+        ({"name": "mla", "heads": 4, "nope_dim": 4, "rope_dim": 4}, "nope_dim"),
+    ],
+)
+def test_scores_go_like_one_over_the_heads_width(part: dict, width: str) -> None:
+    """1/d in place of 1/sqrt(d), equal at the base's head width of 8; without ``base_head_dim`` nothing changes."""
+
+    def scale(scheme: dict, **changes: int) -> float:
+        return float(Decoder(model(parametrization=scheme, attention=part | changes)).blocks[0].attention.scale)
+
+    mup = {"name": "mup", "base_dim": 64}
+    wider = {width: part[width] + 24}  # heads of 32
+    assert scale(mup | {"base_head_dim": 8}) == scale(mup) == scale({"name": "standard"}) == pytest.approx(8**-0.5)
+    assert scale(mup | {"base_head_dim": 8}, **wider) == pytest.approx(8**0.5 / 32)
+    assert scale(mup, **wider) == pytest.approx(32**-0.5)
 
 
 @pytest.mark.parametrize("optim", [AdamW(lr=0.01), Muon(lr=0.01)])
@@ -80,6 +103,33 @@ def test_optimisers_apply_the_factors(optim: AdamW | Muon, key: str) -> None:
         assert group["peak_lr"] == pytest.approx(0.1 * p.factor(own)), p.name
         if p.tensor_class == "matrix":  # the product of rate and decay doesn't depend on the width
             assert group["peak_lr"] * group["weight_decay"] == pytest.approx(0.1 * 0.2)
+        if p.tensor_class == "head":
+            assert group["weight_decay"] == 0.2
+        if "eps" in group:
+            assert group["eps"] == pytest.approx(1e-8 / 4), p.name
+
+
+WIDE = {"name": "mup", "base_dim": 16}
+DEEP = {"name": "completep", "base_dim": 16}
+REFUSED = [
+    *(({"parametrization": scheme, "init": name}, "embeddings with the width") for scheme in (WIDE, DEEP) for name in ("inv_sqrt_dim", "mitchell", "dclm")),
+    *(({"parametrization": DEEP, "init": name}, "scale_residual=false") for name in ("normal", "fan_in")),
+    ({"parametrization": WIDE, "embedding": {"name": "tied", "scale": "sqrt_dim"}}, "sqrt_dim grows with the width"),
+    ({"parametrization": DEEP, "residual": {"name": "pre", "depth_scale": 1.4}}, "depth_scale=null"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "why"), REFUSED)
+def test_what_would_scale_twice_is_refused(changes: dict, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        model(**changes)
+
+
+def test_inits_that_fit() -> None:
+    for name in ("normal", "fan_in", "olmo2"):
+        model(**MUP, init=name)
+    model(**COMPLETEP, init="olmo2")
+    model(**COMPLETEP, residual={"name": "pre", "branch_scale": 0.5})
 
 
 WIDTHS = [32, 64, 128, 256]
@@ -116,3 +166,53 @@ def test_completep_is_flat_in_depth_where_mup_grows() -> None:
     assert change(mup, 16) > 3 * change(mup, 2)
     ratio = change(completep, 16) / change(completep, 2)
     assert 0.5 < ratio < 2
+
+
+QUICK = ("gqa", "mla", "moe", "mtp", "canon")
+OTHERS = [
+    n for n in VARIANTS if n not in (*QUICK, "embedding scaled", "mup", "completep") and not n.startswith("init ")
+]
+"""The embedding that is scaled by the width is refused; the rest are what the test itself sets."""
+CHECKED = [(n, optim) for n in QUICK for optim in ("adamw", "muon")]
+CHECKED += [pytest.param(n, "adamw", marks=pytest.mark.slow) for n in OTHERS]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("name", "optim"), CHECKED)
+def test_every_part_is_flat_under_mup(name: str, optim: str) -> None:
+    """What the blocks write changes alike at width 32 and eight times that. Measured exponents: -0.16 to +0.14; 0.25 counts as flat."""
+    found = narrow_and_wide(name, optim)
+    assert found.verdicts["first block"] == found.verdicts["last block"] == "flat", found.exponents
+    assert found.verdicts["logits"] != "growing", found.exponents
+
+
+def narrow_and_wide(name: str, optim: str) -> CoordCheck:
+    """The coordinate check of a variant under muP. Muon's rate is so high that its matrices, not AdamW's embeddings, decide."""
+    changes: dict[str, Any] = {
+        "init": {"name": "fan_in", "embedding": 0.1},
+        "parametrization": {"name": "mup", "base_dim": 32},
+    }
+    if "embedding" not in VARIANTS[name]:
+        changes["embedding"] = "untied"
+    part = {"adamw": AdamW(lr=0.01, weight_decay=0.0), "muon": Muon(lr=0.2, weight_decay=0.0)}[optim]
+    return coord_check(model_of(name, **changes), part, [32, 256], length=24)
+
+
+@pytest.mark.parametrize(
+    ("optim", "field", "power", "verdict"),
+    [
+        ("adamw", "lr", 0.0, "growing"),
+        ("adamw", "lr", -0.5, "growing"),
+        ("muon", "orthogonal_lr", 0.0, "growing"),
+        ("muon", "orthogonal_lr", -1.0, "shrinking"),
+    ],
+)
+def test_another_power_of_the_width_is_not_flat(
+    optim: str, field: str, power: float, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1/m for AdamW and m^-1/2 for Muon are the powers that carry over, and the check can tell."""
+    right = MuP.rates
+    monkeypatch.setattr(
+        MuP, "rates", lambda self, m, c, hidden: replace(right(self, m, c, hidden), **{field: self.width(m) ** power})
+    )
+    found = narrow_and_wide("gqa", optim)
+    assert found.verdicts[found.deciding] == verdict, found.exponents

@@ -99,6 +99,16 @@ def test_short_convolution_is_torchs_and_stays_in_the_document() -> None:
     torch.testing.assert_close(conv(x, bare(10, docs), 0)[:, 6:], conv(x[:, 6:], bare(4), 0))
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5])
+def test_a_row_may_be_shorter_than_the_convolution(tokens: int) -> None:
+    conv, x = ShortConv("c", 5, 7, bias=False, residual=False), noise(1, tokens, 5)
+    torch.nn.init.normal_(conv.weight)
+    whole = bare(tokens, torch.zeros(1, tokens, dtype=torch.long))
+    torch.testing.assert_close(conv(x, whole, 0), conv(x, bare(tokens), 0))
+    apart = bare(tokens, torch.arange(tokens)[None])
+    torch.testing.assert_close(conv(x, apart, 0), x * conv.weight[:, -1])
+
+
 def test_series_of_one_term_starts_as_the_activation() -> None:
     series = SeriesActivation(1, 6, F.gelu)
     with torch.no_grad():
@@ -122,7 +132,7 @@ def test_a_mixture_is_a_loop_over_tokens_and_its_penalty_is_switchs(name: str) -
             wanted = sum(w * module._expert(int(e), x[b, t][None])[0] for w, e in zip(weight, chosen, strict=True))
             torch.testing.assert_close(got[b, t], wanted, atol=1e-5, rtol=1e-5)
     if part.balance:
-        balance = part.balance * part.experts * float((used / used.sum()) @ share.flatten(0, 1).mean(0))
+        balance = part.balance * part.experts * float((used / used.sum()) @ share.detach().flatten(0, 1).mean(0))
         assert float(sequence.penalties[0]) == pytest.approx(balance)
     else:
         assert not sequence.penalties

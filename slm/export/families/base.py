@@ -8,8 +8,8 @@ a model fits a family if its config, written and read back, is the same model (`
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from slm.config.errors import ConfigError
@@ -57,16 +57,27 @@ class Key:
 
     def read(self, config: Data, data: Data) -> None:
         found = next((name for name in (self.name, *self.aliases.split()) if name in config), None)
-        value = None if found is None else config[found]
-        if found is None:
-            if self.default is REQUIRED:
-                raise ConfigError(f"config.json has no {self.name!r}, which its model type needs.")
-            value = self.default(config) if callable(self.default) else self.default
+        value = self.default if found is None else config[found]
+        if value is REQUIRED:
+            raise ConfigError(f"config.json has no {self.name!r}, which its model type needs.")
+        if callable(self.default) and (found is None or value is None):  # null, too, asks for what other keys say
+            value = self.default(config)
         for path in self.paths.split():
             put(data, path, self.decode(value))
 
     def write(self, model: Model, data: Data, config: Data) -> None:
         config[self.name] = self.encode(take(data, self.paths.split()[0]))
+
+
+def with_defaults(items: Iterable[Item], **defaults: Any) -> tuple[Item, ...]:
+    """The same items, with a class's own defaults for some keys. Raises KeyError for a key that no item has."""
+    found = list(items)
+    for i, item in enumerate(found):
+        if isinstance(item, Key) and item.name in defaults:
+            found[i] = replace(item, default=defaults.pop(item.name))
+    if defaults:
+        raise KeyError(f"no item for {', '.join(defaults)}")
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -161,14 +172,18 @@ class Family:
     def read(self, config: Data) -> Model:
         """The model that a config.json describes. Raises `ConfigError` for what slm doesn't compute."""
         data = copy.deepcopy(self.template)
-        for item in self.items:
-            item.read(config, data)
+        try:
+            for item in self.items:
+                item.read(config, data)
+        except KeyError as missing:
+            raise ConfigError(f"config.json has no {missing}, which its model type needs.") from None
         return Model(**data)
 
     def write(self, model: Model) -> Data:
         """The config.json of a model. Raises `Unfit`, with the first difference, if the class computes something else."""
         data: Data = {slot: getattr(model, slot).canonical().model_dump(mode="json") for slot in SLOTS}
         data |= {"dim": model.dim, "layers": model.layers, "vocab": model.vocab, "context": model.context}
+        data["embedding"]["scale"] = model.embedding.factor(model.dim)
         config: Data = {}
         try:
             for item in self.items:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slm.export.families.base import Data, Family, Key, Map, Special, same
+from slm.export.families.base import Data, Family, Key, Map, Special, same, with_defaults
 from slm.export.families.layers import FULL, SLIDING, every, rope, set_layout
 from slm.export.families.layouts import Interleaved
 from slm.export.families.llama import BOTH_BIASES
@@ -19,6 +19,7 @@ from slm.export.families.shared import (
     B,
     L,
     act,
+    kv_heads,
     linear,
     parts,
     tied,
@@ -29,7 +30,7 @@ SCALE = Key("logit_scale", "embedding.logit_divisor", 0.0625, lambda s: 1 / s, l
 COHERE_PARTS = parts(
     norm={"name": "layernorm", "bias": False}, residual={"name": "parallel", "own_norms": 1}, embedding="tied"
 )
-COHERE_ITEMS = (*SHAPE, *HEADS[:2], HIDDEN, act(), LAYER_EPS, rope(), tied(True), BOTH_BIASES, SCALE)
+COHERE_ITEMS = (*SHAPE, *HEADS, HIDDEN, act(), LAYER_EPS, tied(True), BOTH_BIASES, SCALE)
 COHERE_MAPS = (*ENDS, *INTERLEAVED_ATTENTION, *GATED, PRE_NORMS[0])
 
 
@@ -39,7 +40,7 @@ def _gains(model: Model) -> Interleaved:
 
 COHERE = Family(
     "cohere", "CohereForCausalLM", COHERE_PARTS,
-    (*COHERE_ITEMS, Key("use_qk_norm", "attention.qk_norm", False, lambda on: "each" if on else "none", lambda kind: kind == "each")),
+    (*COHERE_ITEMS, rope(base=500_000.0), Key("use_qk_norm", "attention.qk_norm", False, lambda on: "each" if on else "none", lambda kind: kind == "each")),
     (*COHERE_MAPS, *(same(f"{L}self_attn.{x}_norm.weight", f"{B}attention.{x}_norm.weight", _gains) for x in "qk")),
 )  # fmt: skip
 
@@ -62,10 +63,19 @@ def _write_layers(model: Model, data: Data, config: Data) -> None:
 
 
 COHERE2 = Family(
-    "cohere2", "Cohere2ForCausalLM", COHERE_PARTS, (*COHERE_ITEMS, Special(_read_layers, _write_layers)), COHERE_MAPS
+    "cohere2",
+    "Cohere2ForCausalLM",
+    COHERE_PARTS,
+    (*COHERE_ITEMS, rope(), Special(_read_layers, _write_layers)),
+    COHERE_MAPS,
 )
 
-GLM_ITEMS = (*LLAMA_ITEMS, rope(fraction=0.5, partial=True), tied(), Key("attention_bias", "attention.qkv_bias", True))
+GLM_ITEMS = (
+    *with_defaults(LLAMA_ITEMS, rms_norm_eps=1.5625e-7, head_dim=128, num_key_value_heads=kv_heads(2)),
+    rope(fraction=0.5, partial=True),
+    tied(),
+    Key("attention_bias", "attention.qkv_bias", True),
+)
 FUSED_GATE = Map(f"{L}mlp.gate_up_proj.weight", (f"{B}ffn.gate.weight", f"{B}ffn.up.weight"))
 GLM_MAPS = (*ENDS, *INTERLEAVED_ATTENTION, FUSED_GATE, linear(f"{L}mlp.down_proj", f"{B}ffn.down"))
 GLM = Family("glm", "GlmForCausalLM", parts(), GLM_ITEMS, (*GLM_MAPS, *PRE_NORMS))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 from slm.config.errors import ConfigError
-from slm.export.families.base import Data, Family, Fixed, Item, Key, Special
-from slm.export.families.layers import rope, rope_parameters
+from slm.export.families.base import Data, Family, Fixed, Item, Key, Requires, Special, with_defaults
+from slm.export.families.layers import rope, rope_parameters, yarn_sharpness
 from slm.export.families.layouts import Interleaved
+from slm.export.families.llama import heads_divide
+from slm.export.families.relatives import MLP_BIAS
 from slm.export.families.shared import ENDS, GATED, HIDDEN, PRE_NORMS, RMS_EPS, SHAPE, B, L, act, linear, parts, tied
 from slm.model.attention.mla import Latent
 from slm.model.config import Model
@@ -16,31 +18,33 @@ PARTS = parts(attention={"name": "mla", "latent_norm": {"name": "rmsnorm", "eps"
 """The classes give the latents' norms their default eps, whatever rms_norm_eps says."""
 
 
-def _heads_read(config: Data, data: Data) -> None:
-    data["attention"]["heads"] = config["num_attention_heads"]
+def _scale_read(config: Data, data: Data) -> None:
     scaling = rope_parameters(config)
     if scaling.get("rope_type") == "yarn" and scaling.get("mscale_all_dim"):
-        sharp = (
-            0.1 * float(scaling["mscale_all_dim"]) * math.log(scaling["factor"]) + 1.0 if scaling["factor"] > 1 else 1.0
-        )
-        part = data["attention"]
+        part, sharp = data["attention"], yarn_sharpness(scaling, "mscale_all_dim")
         part["scale"] = (part["nope_dim"] + part["rope_dim"]) ** -0.5 * sharp * sharp
 
 
-def _heads_write(model: Model, data: Data, config: Data) -> None:
-    config["num_attention_heads"] = config["num_key_value_heads"] = data["attention"]["heads"]
+def _scale_write(model: Model, data: Data, config: Data) -> None:
+    part, scaling = data["attention"], config["rope_parameters"]
+    config["num_key_value_heads"] = part["heads"]
+    sharp = (part["scale"] * (part["nope_dim"] + part["rope_dim"]) ** 0.5) ** 0.5
+    if abs(sharp - 1) > 1e-9 and scaling["rope_type"] == "yarn" and scaling["factor"] > 1:
+        scaling["mscale_all_dim"] = round((sharp - 1) / (0.1 * math.log(scaling["factor"])), 9)
 
 
 def mla_items(*, q_rank: int | None, v_dim: object) -> tuple[Item, ...]:
-    """The keys of latent attention; ``q_rank`` and ``v_dim`` are the class's defaults."""
+    """The keys of latent attention and of its positions; ``q_rank`` and ``v_dim`` are the class's defaults."""
     return (
+        Key("num_attention_heads", "attention.heads"),
+        rope(),  # first: the scale of the scores depends on how positions are stretched
         Key("q_lora_rank", "attention.q_rank", q_rank, lambda r: r or 0, lambda r: r or None),
         Key("kv_lora_rank", "attention.kv_rank", 512),
         Key("qk_nope_head_dim", "attention.nope_dim", 128),
         Key("qk_rope_head_dim", "attention.rope_dim", 64),
         Key("v_head_dim", "attention.v_dim", v_dim),
         Key("attention_bias", "attention.qkv_bias attention.out_bias", False),
-        Special(_heads_read, _heads_write),
+        Special(_scale_read, _scale_write),
     )
 
 
@@ -93,17 +97,17 @@ def _dense_write(model: Model, data: Data, config: Data) -> None:
 DENSE = Special(_dense_read, _dense_write)
 YOUTU = Family(
     "youtu", "YoutuForCausalLM", PARTS,
-    (*SIZES, *mla_items(q_rank=1536, v_dim=128), rope(), tied(True), Fixed("rope_interleave", True)), PAIRS,
+    (*SIZES, *mla_items(q_rank=1536, v_dim=128), tied(True), Fixed("rope_interleave", True)), PAIRS,
 )  # fmt: skip
 DEEPSEEK3 = Family(
     "deepseek_v3", "DeepseekV3ForCausalLM", PARTS,
-    (*SIZES, *mla_items(q_rank=1536, v_dim=128), rope(), tied(), Fixed("rope_interleave", True), DENSE), PAIRS,
+    (*SIZES, *mla_items(q_rank=1536, v_dim=128), tied(), Fixed("rope_interleave", True), DENSE), PAIRS,
 )  # fmt: skip
 DEEPSEEK2 = Family(
     "deepseek_v2",
     "DeepseekV2ForCausalLM",
     PARTS,
-    (*SIZES, *mla_items(q_rank=1536, v_dim=128), rope(), tied(), DENSE),
+    (*SIZES, *mla_items(q_rank=1536, v_dim=128), tied(), MLP_BIAS, DENSE, Requires(heads_divide)),
     PAIRS,
 )
 
@@ -119,15 +123,16 @@ def _scales_read(config: Data, data: Data) -> None:
 def _scales_write(model: Model, data: Data, config: Data) -> None:
     config["scale_emb"] = data["embedding"]["scale"]
     config["scale_depth"] = data["residual"]["depth_scale"]
-    config["dim_model_base"] = data["dim"] / data["embedding"]["logit_divisor"]
-    if config["dim_model_base"] == int(config["dim_model_base"]):
-        config["dim_model_base"] = int(config["dim_model_base"])
+    config["dim_model_base"] = round(
+        data["dim"] / data["embedding"]["logit_divisor"]
+    )  # the class takes whole numbers only
 
 
 MINICPM3 = Family(
     "minicpm3", "MiniCPM3ForCausalLM", PARTS,
-    (*SIZES, *mla_items(q_rank=768, v_dim=lambda c: c["hidden_size"] // c["num_attention_heads"]), rope(), tied(True),
-     Key("mlp_bias", "ffn.bias", False), Special(_scales_read, _scales_write)),
+    (*with_defaults((*SIZES, *mla_items(q_rank=768, v_dim=lambda c: c["hidden_size"] // c["num_attention_heads"])),
+                    rms_norm_eps=1e-5, kv_lora_rank=256, qk_nope_head_dim=64, qk_rope_head_dim=32),
+     tied(True), MLP_BIAS, Special(_scales_read, _scales_write), Requires(heads_divide)),
     HALVES,
 )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from slm.config.errors import ConfigError, suggest
@@ -12,7 +12,7 @@ from slm.model.config import Model
 
 _ROPE_FIELDS: dict[str, dict[str, str]] = {
     "linear": {"factor": "factor"},
-    "dynamic": {"factor": "factor", "original_max_position_embeddings": "original"},
+    "dynamic": {"factor": "factor"},
     "llama3": {
         "factor": "factor", "original_max_position_embeddings": "original", "low_freq_factor": "low", "high_freq_factor": "high",
     },
@@ -63,7 +63,9 @@ def read_rope(parameters: Data, context: int, base: float = 10_000.0, fraction: 
     fields = {
         ours: parameters[theirs] for theirs, ours in _ROPE_FIELDS[kind].items() if parameters.get(theirs) is not None
     }
-    if "original_max_position_embeddings" in _ROPE_FIELDS[kind]:
+    if kind == "dynamic":
+        fields["original"] = context  # the classes stretch from max_position_embeddings, whatever the parameters say
+    elif kind != "linear":
         fields.setdefault("original", context)
     if (
         kind == "yarn"
@@ -71,7 +73,7 @@ def read_rope(parameters: Data, context: int, base: float = 10_000.0, fraction: 
         and parameters.get("mscale")
         and parameters.get("mscale_all_dim")
     ):
-        fields["attention_factor"] = _mscale(parameters, "mscale") / _mscale(parameters, "mscale_all_dim")
+        fields["attention_factor"] = yarn_sharpness(parameters, "mscale") / yarn_sharpness(parameters, "mscale_all_dim")
     if kind == "longrope" and "attention_factor" not in fields:
         factor = parameters.get("factor") or context / fields["original"]
         fields["attention_factor"] = longrope_attention(factor, fields["original"])
@@ -79,7 +81,8 @@ def read_rope(parameters: Data, context: int, base: float = 10_000.0, fraction: 
     return part
 
 
-def _mscale(parameters: Data, name: str) -> float:
+def yarn_sharpness(parameters: Data, name: str) -> float:
+    """DeepSeek's form of YaRN's factor, ``m`` ln(factor) / 10 + 1 with m under ``name``."""
     factor = parameters["factor"]
     return 1.0 if factor <= 1 else 0.1 * float(parameters[name]) * math.log(factor) + 1.0
 
@@ -103,24 +106,35 @@ def write_rope(part: Data) -> Data:
     return found
 
 
-def rope(*, base: float = 10_000.0, fraction: float = 1.0, partial: bool = False) -> Special:
+def rope(
+    *, base: float = 10_000.0, fraction: float = 1.0, partial: bool = False, default: Data | None = None,
+    kinds: Iterable[str] = _ROPE_FIELDS,
+) -> Special:  # fmt: skip
     """All of a model's rotary positions alike. ``partial``: whether the class honours partial rotation; most ignore the
-    key, silently. ``base`` and ``fraction``: the class's defaults."""
+    key, silently. ``base`` and ``fraction``: the class's defaults; ``default``: its parameters where config.json has none;
+    ``kinds``: the kinds of scaling that it computes."""
 
     def read(config: Data, data: Data) -> None:
-        part = read_rope(rope_parameters(config), data.get("context") or 0, base, fraction)
+        none_given = not config.get("rope_parameters") and not config.get("rope_scaling")
+        given = default if default is not None and none_given else rope_parameters(config)
+        part = read_rope(given, data.get("context") or 0, base, fraction)
+        if part["scaling"] is not None and part["scaling"]["name"] not in kinds:
+            raise ConfigError(
+                f"config.json says rope_type={part['scaling']['name']!r}, which its class doesn't compute."
+            )
         if not partial:
             part["fraction"] = 1.0
         data["position"] = part
 
     def write(model: Model, data: Data, config: Data) -> None:
-        config["rope_parameters"] = write_rope(data["position"])
-        config["rope_theta"] = data["position"][
-            "base"
-        ]  # older readers (mlx-lm, vLLM on transformers 4) know this key only
+        used = [c.position for c in model.contexts if c.attention.positional and c.position.part_name != "none"]
+        if not used:
+            return  # classes whose layers may lack positions say so in another key
+        part = used[0].canonical().model_dump(mode="json")
+        config["rope_parameters"] = write_rope(part)
+        config["rope_theta"] = part["base"]  # older readers (mlx-lm, vLLM on transformers 4) know this key only
         if partial:
-            config["partial_rotary_factor"] = data["position"]["fraction"]
-            config["rope_parameters"]["partial_rotary_factor"] = data["position"]["fraction"]
+            config["partial_rotary_factor"] = config["rope_parameters"]["partial_rotary_factor"] = part["fraction"]
 
     return Special(read, write)
 
@@ -181,7 +195,8 @@ def windows(
         sizes = {w for w in found if w is not None}
         if len(sizes) > 1:
             raise ValueError("layers have windows of several sizes")
-        config["sliding_window"] = sizes.pop() if sizes else None
+        unused = default_window if per_layer and switch is None else None  # some classes make a mask that no layer uses
+        config["sliding_window"] = sizes.pop() if sizes else unused
         if per_layer:
             config["layer_types"] = [FULL if w is None else SLIDING for w in found]
         if switch is not None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from slm.export.families.base import Family, Key, Requires
+from slm.export.families.base import Family, Key, Requires, with_defaults
 from slm.export.families.layers import SLIDING, rope, windows
-from slm.export.families.shared import LLAMA_ITEMS, LLAMA_MAPS, parts, tied
+from slm.export.families.shared import LLAMA_ITEMS, LLAMA_MAPS, WITHOUT_HEAD_DIM, kv_heads, parts, tied
 from slm.model.config import Model
 
 BOTH_BIASES = Key("attention_bias", "attention.qkv_bias attention.out_bias", False)
@@ -38,19 +38,25 @@ MISTRAL = Family(
     "mistral",
     "MistralForCausalLM",
     parts(),
-    (*LLAMA_ITEMS, rope(), tied(), windows(default_window=4096, per_layer=False)),
+    (
+        *with_defaults(LLAMA_ITEMS, num_key_value_heads=kv_heads(8)),
+        rope(),
+        tied(),
+        windows(default_window=4096, per_layer=False),
+    ),
     LLAMA_MAPS,
     NOT_ROTARY,
 )
 QWEN2 = Family(
     "qwen2", "Qwen2ForCausalLM", parts(attention__qkv_bias=True),
-    (*(i for i in LLAMA_ITEMS if getattr(i, "name", "") != "head_dim"), rope(), tied(),
+    (*with_defaults(WITHOUT_HEAD_DIM, num_key_value_heads=kv_heads(32)), rope(), tied(),
      windows(qwen_layers, switch="use_sliding_window", default_window=4096)),
     LLAMA_MAPS, NOT_ROTARY,
 )  # fmt: skip
 QWEN3 = Family(
     "qwen3", "Qwen3ForCausalLM", parts(attention__qk_norm="head"),
-    (*LLAMA_ITEMS, rope(), tied(), BOTH_BIASES, windows(qwen_layers, switch="use_sliding_window", default_window=4096)),
+    (*with_defaults(LLAMA_ITEMS, head_dim=128, num_key_value_heads=kv_heads(32)), rope(), tied(), BOTH_BIASES,
+     windows(qwen_layers, switch="use_sliding_window", default_window=4096)),
     LLAMA_MAPS, NOT_ROTARY,
 )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from slm.export.families.base import Data, Family, Key, Map, Special, same
+from slm.export.families.base import Data, Family, Fixed, Key, Map, Special, same
 from slm.export.families.layers import rope, set_layout
 from slm.export.families.layouts import Reshaped, TransposedStack
 from slm.export.families.llama import BOTH_BIASES
@@ -73,7 +73,9 @@ def _layers_write(model: Model, data: Data, config: Data) -> None:
         if isinstance(ctx.attention, RGLRU):
             config |= {"lru_width": ctx.attention.width, "conv1d_width": ctx.attention.kernel}
         else:
-            config["attention_window_size"] = getattr(ctx.attention, "window", None)
+            config["attention_window_size"] = window = getattr(ctx.attention, "window", None)
+            if window is None:
+                raise ValueError("the class's attention has a window")
 
 
 A, P = f"{L}temporal_block.", f"{B}attention."
@@ -86,10 +88,12 @@ def _taps(model: Model) -> Reshaped:
 
 RECURRENT_GEMMA = Family(
     "recurrent_gemma", "RecurrentGemmaForCausalLM",
-    parts(attention={"name": "gqa", "out_bias": True}, ffn={"name": "gated", "bias": True}, norm={"name": "rmsnorm", "gain": "one_plus"}),
+    parts(attention={"name": "gqa", "out_bias": True}, ffn={"name": "gated", "bias": True, "activation": "gelu_tanh"},
+          norm={"name": "rmsnorm", "gain": "one_plus"}),
     (Key("hidden_size", "dim"), Key("num_hidden_layers", "layers"), Key("vocab_size", "vocab"), Key("max_position_embeddings", "context", 8192),
      *HEADS[:2], Key("intermediate_size", "ffn.hidden", decode=lambda both: both // 2, encode=lambda one: 2 * one),
-     act("hidden_activation", "gelu_pytorch_tanh"), Key("rms_norm_eps", "norm.eps", 1e-6), rope(fraction=0.5, partial=True), tied(True),
+     Fixed("hidden_activation", "gelu_pytorch_tanh"),  # of the recurrence too
+     Key("rms_norm_eps", "norm.eps", 1e-6), rope(fraction=0.5, partial=True, kinds=()), tied(True),
      Key("attention_bias", "attention.qkv_bias", False), Key("logits_soft_cap", "embedding.softcap", 30.0),
      Special(_layers_read, _layers_write)),
     (*ENDS[:2], linear("model.final_norm", "norm"), linear(f"{L}temporal_pre_norm", f"{B}attention_norm"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from slm.export.families.base import Data, Family, Key, Map, Special, same
+from slm.export.families.base import Data, Family, Key, Map, Requires, Special, same, with_defaults
 from slm.export.families.gpt2 import BARE, EPS, INNER, SIZES
-from slm.export.families.layers import rope, windows
+from slm.export.families.layers import read_rope, rope, rope_parameters, windows
 from slm.export.families.layouts import PerHead
-from slm.export.families.llama import BOTH_BIASES
-from slm.export.families.relatives import MLP_BIAS, WITHOUT_HEAD_DIM, head_rotation
+from slm.export.families.llama import BOTH_BIASES, heads_divide
+from slm.export.families.relatives import MLP_BIAS, head_rotation
 from slm.export.families.shared import (
     ATTENTION,
     ENDS,
@@ -19,9 +19,11 @@ from slm.export.families.shared import (
     PRE_NORMS,
     QKV,
     SHAPE,
+    WITHOUT_HEAD_DIM,
     B,
     L,
     act,
+    kv_heads,
     linear,
     parts,
     tied,
@@ -84,7 +86,10 @@ PHI = Family(
 
 
 def _original_read(config: Data, data: Data) -> None:
-    """Read with the rotary parameters."""
+    """The class's own key for the length that was trained wins over the one among the rotary parameters."""
+    if data["position"]["scaling"] is not None:
+        own = {"original_max_position_embeddings": config.get("original_max_position_embeddings", 4096)}
+        data["position"] = read_rope(rope_parameters(config) | own, data["context"])
 
 
 def _original_write(model: Model, data: Data, config: Data) -> None:
@@ -95,7 +100,7 @@ def _original_write(model: Model, data: Data, config: Data) -> None:
 
 PHI3 = Family(
     "phi3", "Phi3ForCausalLM", parts(),
-    (*WITHOUT_HEAD_DIM, rope(partial=True), tied(), windows(per_layer=False), Special(_original_read, _original_write)),
+    (*with_defaults(WITHOUT_HEAD_DIM, rms_norm_eps=1e-5), rope(partial=True, kinds=("longrope",)), tied(), windows(per_layer=False), Special(_original_read, _original_write)),
     (*ENDS, Map(f"{L}self_attn.qkv_proj.weight", tuple(f"{B}attention.{x}.weight" for x in "qkv")),
      linear(f"{L}self_attn.o_proj", f"{B}attention.o"), Map(f"{L}mlp.gate_up_proj.weight", (f"{B}ffn.gate.weight", f"{B}ffn.up.weight")),
      linear(f"{L}mlp.down_proj", f"{B}ffn.down"), *PRE_NORMS),
@@ -143,7 +148,7 @@ STABLELM = Family(
 )  # fmt: skip
 STARCODER2 = Family(
     "starcoder2", "Starcoder2ForCausalLM", LAYER_PARTS,
-    (*SIZES_GQA, act(default="gelu_pytorch_tanh"), Key("norm_epsilon", "norm.eps", 1e-5), rope(), tied(True),
+    (*with_defaults(SIZES_GQA, num_key_value_heads=kv_heads(2)), act(default="gelu_pytorch_tanh"), Key("norm_epsilon", "norm.eps", 1e-5), rope(), tied(True),
      Key("use_bias", "attention.qkv_bias attention.out_bias ffn.bias", True), windows(per_layer=False)),
     (*ENDS, *ATTENTION, *PRE_NORMS, linear(f"{L}mlp.c_fc", f"{B}ffn.up"), linear(f"{L}mlp.c_proj", f"{B}ffn.down")),
 )  # fmt: skip
@@ -156,7 +161,7 @@ NEMOTRON = Family(
 JAIS2 = Family(
     "jais2", "Jais2ForCausalLM", LAYER_PARTS,
     (*SHAPE, *HEADS, HIDDEN, act(default="relu2"), LAYER_EPS, rope(), tied(),
-     Key("attention_bias", "attention.qkv_bias attention.out_bias", True), Key("mlp_bias", "ffn.bias", True)),
+     Key("attention_bias", "attention.qkv_bias attention.out_bias", True), Key("mlp_bias", "ffn.bias", True), Requires(heads_divide)),
     (*ENDS, *ATTENTION, *GATED, *PRE_NORMS),
 )  # fmt: skip
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from slm.export.families.base import Data, Family, Key, Special
+from dataclasses import replace
+
+from slm.export.families.base import Data, Family, Key, Special, with_defaults
 from slm.export.families.layers import FULL, SLIDING, every, rope, rope_by_type, rope_parameters, set_layout
 from slm.export.families.llama import BOTH_BIASES
 from slm.export.families.shared import (
@@ -19,13 +21,15 @@ from slm.export.families.shared import (
     B,
     L,
     act,
+    kv_heads,
     linear,
     parts,
     tied,
 )
 from slm.model.config import Model
 
-SIZES = (*SHAPE, *HEADS[:2], HIDDEN, act())
+SIZES = (*SHAPE, *HEADS, HIDDEN, act())
+EPS = replace(RMS_EPS, default=1e-5)
 REORDERED = parts(attention__qk_norm="full", residual="reordered")
 POST_NORMS = (
     linear(f"{L}post_attention_layernorm", f"{B}attention_post_norm"),
@@ -38,7 +42,7 @@ OLMO = Family(
     (*SIZES, rope(), tied(), BOTH_BIASES, Key("clip_qkv", "attention.clip_qkv", None)),
     LLAMA_MAPS,
 )  # fmt: skip
-OLMO2 = Family("olmo2", "Olmo2ForCausalLM", REORDERED, (*SIZES, RMS_EPS, rope(), tied(), BOTH_BIASES), REORDERED_MAPS)
+OLMO2 = Family("olmo2", "Olmo2ForCausalLM", REORDERED, (*SIZES, EPS, rope(), tied(), BOTH_BIASES), REORDERED_MAPS)
 
 
 def _published(config: Data) -> tuple[Data, Data]:
@@ -49,7 +53,7 @@ def _published(config: Data) -> tuple[Data, Data]:
 
 OLMO3 = Family(
     "olmo3", "Olmo3ForCausalLM", REORDERED,
-    (*SIZES, RMS_EPS, tied(), BOTH_BIASES, rope_by_type(every(4), _published)),
+    (*SIZES, EPS, tied(), BOTH_BIASES, rope_by_type(every(4), _published, bases=(5e5, 5e5))),
     REORDERED_MAPS,
 )  # fmt: skip
 
@@ -68,13 +72,16 @@ def _read_exaone(config: Data, data: Data) -> None:
 
 def _write_exaone(model: Model, data: Data, config: Data) -> None:
     found = [getattr(c.attention, "window", None) for c in model.contexts]
-    config["sliding_window"] = max((w for w in found if w is not None), default=None)
+    bare = any(
+        c.position.part_name == "none" for c in model.contexts
+    )  # full layers lose their positions if a window is given
+    config["sliding_window"] = max((w for w in found if w is not None), default=4096 if bare else None)
     config["layer_types"] = [FULL if w is None else SLIDING for w in found]
 
 
 EXAONE4 = Family(
     "exaone4", "Exaone4ForCausalLM", parts(attention__qk_norm="head", residual="reordered"),
-    (*LLAMA_ITEMS, rope(), tied(), Special(_read_exaone, _write_exaone)),
+    (*with_defaults(LLAMA_ITEMS, rms_norm_eps=1e-5, num_key_value_heads=kv_heads(32)), rope(), tied(), Special(_read_exaone, _write_exaone)),
     REORDERED_MAPS,
 )  # fmt: skip
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from slm.export.families.base import Data, Family, Key, Requires, Special
+from slm.export.families.base import Data, Family, Key, Requires, Special, with_defaults
 from slm.export.families.layers import FULL, SLIDING, rope, set_layout, windows
 from slm.export.families.layouts import Interleaved, SwappedHalves
-from slm.export.families.llama import BOTH_BIASES
+from slm.export.families.llama import BOTH_BIASES, heads_divide
 from slm.export.families.shared import (
     ATTENTION,
     ENDS,
     GATED,
-    HEADS,
     LLAMA_ITEMS,
     LLAMA_MAPS,
     PRE_NORMS,
@@ -18,14 +17,13 @@ from slm.export.families.shared import (
     QKV,
     B,
     L,
-    act,
+    kv_heads,
     linear,
     parts,
     tied,
 )
 from slm.model.config import Model
 
-WITHOUT_HEAD_DIM = tuple(i for i in LLAMA_ITEMS if i is not HEADS[2])
 MLP_BIAS = Key("mlp_bias", "ffn.bias", False)
 
 
@@ -70,30 +68,30 @@ def _write_smollm3(model: Model, data: Data, config: Data) -> None:
 
 SMOLLM3 = Family(
     "smollm3", "SmolLM3ForCausalLM", parts(),
-    (*WITHOUT_HEAD_DIM, rope(), tied(True), BOTH_BIASES, MLP_BIAS, Special(_read_smollm3, _write_smollm3)),
+    (*with_defaults(LLAMA_ITEMS, num_key_value_heads=kv_heads(4)), rope(base=2_000_000.0), tied(True), BOTH_BIASES, MLP_BIAS, Special(_read_smollm3, _write_smollm3)),
     LLAMA_MAPS,
 )  # fmt: skip
 GRANITE = Family(
     "granite", "GraniteForCausalLM", parts(),
-    (*WITHOUT_HEAD_DIM, rope(), tied(), BOTH_BIASES, MLP_BIAS, Key("embedding_multiplier", "embedding.scale", 1.0),
+    (*LLAMA_ITEMS, rope(), tied(), BOTH_BIASES, MLP_BIAS, Key("embedding_multiplier", "embedding.scale", 1.0),
      Key("residual_multiplier", "residual.branch_scale", 1.0), Key("attention_multiplier", "attention.scale", 1.0),
      Key("logits_scaling", "embedding.logit_divisor", 1.0)),
     LLAMA_MAPS,
 )  # fmt: skip
 ARCEE = Family(
     "arcee", "ArceeForCausalLM", parts(ffn={"name": "plain"}),
-    (*(i for i in LLAMA_ITEMS if getattr(i, "name", "") != "hidden_act"), act(default="relu2"), rope(), tied(), BOTH_BIASES, MLP_BIAS),
+    (*with_defaults(LLAMA_ITEMS, hidden_act="relu2", rms_norm_eps=1e-5), rope(), tied(), BOTH_BIASES, MLP_BIAS, Requires(heads_divide)),
     LLAMA_MAPS,
 )  # fmt: skip
 SEED_OSS = Family(
     "seed_oss", "SeedOssForCausalLM", parts(),
-    (*LLAMA_ITEMS, rope(), tied(), Key("attention_bias", "attention.qkv_bias", True), Key("attention_out_bias", "attention.out_bias", False),
-     MLP_BIAS),
+    (*with_defaults(LLAMA_ITEMS, head_dim=128, num_key_value_heads=kv_heads(8)), rope(), tied(),
+     Key("attention_bias", "attention.qkv_bias", True), Key("attention_out_bias", "attention.out_bias", False), MLP_BIAS),
     LLAMA_MAPS,
 )  # fmt: skip
 HUNYUAN = Family(
     "hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", parts(attention={"name": "gqa", "qk_norm": "head", "qk_norm_after_position": True}),
-    (*LLAMA_ITEMS, rope(), tied(), BOTH_BIASES),
+    (*with_defaults(LLAMA_ITEMS, rms_norm_eps=1e-5), rope(), tied(), BOTH_BIASES),
     (*ENDS, *ATTENTION, *GATED, *PRE_NORMS,
      linear(f"{L}self_attn.query_layernorm", f"{B}attention.q_norm"), linear(f"{L}self_attn.key_layernorm", f"{B}attention.k_norm")),
 )  # fmt: skip
@@ -101,7 +99,7 @@ MINISTRAL = Family(
     "ministral",
     "MinistralForCausalLM",
     parts(),
-    (*LLAMA_ITEMS, rope(), tied(), windows(default_window=4096)),
+    (*with_defaults(LLAMA_ITEMS, num_key_value_heads=kv_heads(8)), rope(), tied(), windows(default_window=4096)),
     LLAMA_MAPS,
 )
 
@@ -117,17 +115,23 @@ def _square_output(model: Model) -> str | None:
 
 HELIUM = Family(
     "helium", "HeliumForCausalLM", parts(),
-    (*LLAMA_ITEMS, rope(), tied(), Key("attention_bias", "attention.qkv_bias", False), MLP_BIAS, Requires(_square_output)),
+    (*with_defaults(LLAMA_ITEMS, rms_norm_eps=1e-8, head_dim=128, num_key_value_heads=kv_heads(20)), rope(base=100_000.0), tied(),
+     Key("attention_bias", "attention.qkv_bias", False), MLP_BIAS, Requires(_square_output)),
     (*ENDS, *INTERLEAVED_ATTENTION, *GATED, *PRE_NORMS),
 )  # fmt: skip
 ERNIE = Family(
     "ernie4_5", "Ernie4_5ForCausalLM", parts(),
-    (*LLAMA_ITEMS, rope(), tied(True), Key("use_bias", "attention.qkv_bias attention.out_bias ffn.bias", False)),
+    (*with_defaults(LLAMA_ITEMS, rms_norm_eps=1e-5, head_dim=128, num_key_value_heads=kv_heads(2)), rope(base=500_000.0), tied(True),
+     Key("use_bias", "attention.qkv_bias attention.out_bias ffn.bias", False)),
     (*ENDS, *INTERLEAVED_ATTENTION, *GATED, *PRE_NORMS),
 )  # fmt: skip
+APERTUS_ROPE = {
+    "rope_type": "llama3", "rope_theta": 12e6, "factor": 8.0, "original_max_position_embeddings": 8192, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}  # fmt: skip
 APERTUS = Family(
     "apertus", "ApertusForCausalLM", parts(attention__qk_norm="head", ffn={"name": "plain"}),
-    (*WITHOUT_HEAD_DIM, rope(base=12_000_000.0), tied(), BOTH_BIASES),
+    (*with_defaults(LLAMA_ITEMS, rms_norm_eps=1e-5), rope(base=12e6, default=APERTUS_ROPE), tied(), BOTH_BIASES),
     (*ENDS, *ATTENTION, *QK_NORMS, *GATED,
      linear(f"{L}attention_layernorm", f"{B}attention_norm"), linear(f"{L}feedforward_layernorm", f"{B}ffn_norm")),
 )  # fmt: skip
@@ -135,7 +139,7 @@ NANOCHAT = Family(
     "nanochat", "NanoChatForCausalLM",
     parts(attention={"name": "gqa", "qk_norm": "head", "qk_norm_after_position": True}, ffn={"name": "plain"},
           norm={"name": "rmsnorm", "gain": "none"}, embedding={"name": "untied", "norm": True}),
-    (*(i for i in WITHOUT_HEAD_DIM if getattr(i, "name", "") != "hidden_act"), act(default="relu2"), rope(), tied(), BOTH_BIASES,
+    (*with_defaults(LLAMA_ITEMS, hidden_act="relu2"), rope(), tied(), BOTH_BIASES,
      Key("final_logit_softcapping", "embedding.softcap", 15.0)),
     (*ENDS, *QKV[2:], linear(f"{L}self_attn.o_proj", f"{B}attention.o"),
      *(linear(f"{L}self_attn.{x}_proj", f"{B}attention.{x}", lambda m: SwappedHalves(m.attention.rotary_dim)) for x in "qk"),

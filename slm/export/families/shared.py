@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from slm.config.errors import ConfigError, suggest
@@ -57,12 +58,19 @@ MULTI_HEAD = (Key("num_attention_heads", "attention.heads attention.kv_heads"),)
 """Classes without grouped queries or a head width of their own."""
 
 
-def inverse_root(key: str, default: Any) -> Key:
-    """A number s with scores scaled by 1 / sqrt(s)."""
+def kv_heads(default: int) -> Callable[[Data], int]:
+    """A class's own number of key/value heads where config.json lacks the key; where it is null, one per query head."""
+    return lambda c: c["num_attention_heads"] if "num_key_value_heads" in c else default
 
-    def encode(scale: float) -> float:
+
+def inverse_root(key: str, default: int) -> Key:
+    """A whole number s with scores scaled by 1 / sqrt(s)."""
+
+    def encode(scale: float) -> int:
         found = round(scale**-2, 9)
-        return int(found) if found == int(found) else found
+        if found != int(found):
+            raise ValueError(f"attention.scale={scale} is not 1 / sqrt of a whole number")
+        return int(found)
 
     return Key(key, "attention.scale", default, lambda s: s**-0.5, encode)
 
@@ -92,6 +100,7 @@ PRE_NORMS = (
 )
 LLAMA_MAPS = (*ENDS, *ATTENTION, *QK_NORMS, *GATED, *PRE_NORMS)
 LLAMA_ITEMS: tuple[Item, ...] = (*SHAPE, *HEADS, HIDDEN, act(), RMS_EPS)
+WITHOUT_HEAD_DIM = tuple(item for item in LLAMA_ITEMS if item is not HEADS[2])
 LLAMA_PARTS: Data = {
     "attention": {"name": "gqa"},
     "ffn": {"name": "gated"},

@@ -24,6 +24,8 @@ class Entry:
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
     layout: Layout
+    stacked: bool = False
+    """Whether theirs are slices of ours, be it one slice."""
 
 
 def table(family: Family, model: Model, shapes: Shapes) -> list[Entry]:
@@ -54,9 +56,10 @@ def _expand(one: Map, model: Model, shapes: Shapes) -> list[Entry]:
             )
             if not all(name in shapes for name in ours):
                 continue
+            stacked = len(theirs) > 1 or "{h}" in theirs[0]
             if "{h}" in theirs[0]:
                 theirs = [theirs[0].replace("{h}", str(h)) for h in range(shapes[ours[0]][0])]
-            found.append(Entry(tuple(theirs), tuple(ours), one.layout_for(model)))
+            found.append(Entry(tuple(theirs), tuple(ours), one.layout_for(model), stacked))
     return found
 
 
@@ -79,7 +82,7 @@ def to_ours(family: Family, model: Model, shapes: Shapes, theirs: Mapping[str, T
             raise RunError(f"The checkpoint has no tensor {missing!r}, which its config.json needs.")
         left -= set(entry.theirs)
         stack = [theirs[name] for name in entry.theirs]
-        found |= _split(entry, stack[0] if len(stack) == 1 else torch.stack(stack), shapes)
+        found |= _split(entry, torch.stack(stack) if entry.stacked else stack[0], shapes)
     if model.embedding.tied:
         left.discard(family.head)
     if left:
@@ -115,6 +118,6 @@ def to_theirs(family: Family, model: Model, ours: Mapping[str, Tensor]) -> dict[
     found: dict[str, Tensor] = {}
     for entry in table(family, model, shapes):
         joined = entry.layout.join([ours[name] for name in entry.ours])
-        pieces = [joined] if len(entry.theirs) == 1 else joined.unbind(0)
+        pieces = joined.unbind(0) if entry.stacked else (joined,)
         found |= {name: piece.contiguous() for name, piece in zip(entry.theirs, pieces, strict=True)}
     return found

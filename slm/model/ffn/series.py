@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from slm.cost.cost import Cost
 from slm.model.ffn.activations import ACTIVATIONS, Activation
 from slm.model.ffn.base import FeedForwardPart, ffn
-from slm.model.ffn.dense import ActivationName
+from slm.model.ffn.dense import ActivationName, GatedModule, PlainModule
 from slm.model.parts import BuildContext
-from slm.model.sequence import Sequence
 
 
 class SeriesActivation(nn.Module):
@@ -32,28 +31,6 @@ class SeriesActivation(nn.Module):
     def forward(self, x_BTF: Tensor) -> Tensor:
         terms = zip(self.scales.to(x_BTF.dtype), self.shifts.to(x_BTF.dtype), strict=True)
         return sum(self.act(a * x_BTF + b) for a, b in terms)  # type: ignore[return-value]
-
-
-class SeriesModule(nn.Module):
-    """down(series(up(x))), or down(series(gate(x)) * up(x))."""
-
-    def __init__(self, part: "Series", ctx: BuildContext) -> None:
-        super().__init__()
-        hidden = part.hidden or 0
-        self.up = nn.Linear(ctx.dim, hidden, bias=part.bias)
-        self.gate = nn.Linear(ctx.dim, hidden, bias=part.bias) if part.gated else None
-        self.down = nn.Linear(hidden, ctx.dim, bias=part.bias)
-        self.act = SeriesActivation(part.terms, hidden, ACTIVATIONS[part.activation])
-        self.conv = ctx.model.conv.build("D", part.inner_width)
-
-    def forward(self, x_BTD: Tensor, sequence: Sequence, layer: int) -> Tensor:
-        inner = self.up(x_BTD) if self.gate is None else torch.cat((self.gate(x_BTD), self.up(x_BTD)), -1)
-        if self.conv is not None:
-            inner = self.conv(inner, sequence, layer)
-        if self.gate is None:
-            return self.down(self.act(inner))  # type: ignore[no-any-return]
-        gate, up = inner.chunk(2, -1)
-        return self.down(self.act(gate) * up)  # type: ignore[no-any-return]
 
 
 @ffn.register("series", paper="Wang et al. 2023 (PanGu-pi), arXiv 2312.17276")
@@ -75,7 +52,8 @@ class Series(FeedForwardPart):
         return (self.hidden or 0) * (1 + self.gated)
 
     def build(self, ctx: BuildContext) -> nn.Module:
-        return SeriesModule(self, ctx)
+        act = SeriesActivation(self.terms, self.hidden or 0, ACTIVATIONS[self.activation])
+        return (GatedModule if self.gated else PlainModule)(ctx, self.hidden or 0, act, self.bias)
 
     def cost(self, ctx: BuildContext) -> Cost:
         hidden, inner = self.hidden or 0, 1 + self.gated

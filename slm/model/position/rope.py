@@ -41,7 +41,7 @@ class Rotary(Position):
 class Rope(PositionPart):
     """Rotary position embedding."""
 
-    base: float = pydantic.Field(10_000.0, gt=0)
+    base: float = pydantic.Field(10_000.0, gt=1)
     fraction: float = pydantic.Field(1.0, gt=0, le=1)
     """Share of each head that is rotated, from its beginning (GPT-NeoX); the rest carries no position."""
     scaling: RopeScalingSlot = None

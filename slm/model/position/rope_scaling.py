@@ -51,6 +51,13 @@ class DynamicNTK(RopeScaling):
     original: int = pydantic.Field(gt=0)
     """Context of the training."""
 
+    def check_width(self, rotated: int) -> None:
+        if rotated < 4:
+            raise ConfigError(
+                "model.position.scaling (dynamic): a single rotated pair turns at the same speed whatever the base. "
+                "Rotate at least 4 numbers of each head."
+            )
+
     def stretch(self, frequency_R: Tensor, base: float, positions_BT: Tensor) -> tuple[Tensor, Tensor | float]:
         rotated = 2 * frequency_R.shape[0]
         length = (positions_BT.max() + 1).clamp(min=self.original).float()
@@ -66,8 +73,15 @@ class Llama3(RopeScaling):
 
     factor: float = pydantic.Field(gt=0)
     original: int = pydantic.Field(8192, gt=0)
-    low: float = 1.0
-    high: float = 4.0
+    low: float = pydantic.Field(1.0, gt=0)
+    high: float = pydantic.Field(4.0, gt=0)
+
+    def check_width(self, rotated: int) -> None:
+        if self.low >= self.high:
+            raise ConfigError(
+                f"model.position.scaling (llama3): low={self.low} must be below high={self.high}: what turns less often than "
+                f"low is slow, what turns more often than high is fast."
+            )
 
     def stretch(self, frequency_R: Tensor, base: float, positions_BT: Tensor) -> tuple[Tensor, Tensor | float]:
         wavelength_R = 2 * math.pi / frequency_R
@@ -84,8 +98,8 @@ class Yarn(RopeScaling):
 
     factor: float = pydantic.Field(gt=0)
     original: int = pydantic.Field(gt=0)
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
+    beta_fast: float = pydantic.Field(32.0, gt=0)
+    beta_slow: float = pydantic.Field(1.0, gt=0)
     truncate: bool = True
     """Round the borders of the blend to whole dimensions."""
     attention_factor: float | None = None
@@ -117,8 +131,8 @@ class LongRope(RopeScaling):
     As in transformers the choice falls for the whole sequence by its last position.
     """
 
-    short: tuple[float, ...]
-    long: tuple[float, ...]
+    short: tuple[pydantic.PositiveFloat, ...]
+    long: tuple[pydantic.PositiveFloat, ...]
     original: int = pydantic.Field(gt=0)
     attention_factor: float = 1.0
     """Factor on cos and sin; sqrt(1 + ln(longest / original) / ln(original)) in the paper."""
