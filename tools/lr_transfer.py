@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ from slm.train.optim import AdamW, set_rate
 from slm.train.state import named_parameters
 
 WIDTHS = (32, 64, 128)
-EXPONENTS = tuple(range(-10, -4))
-STEPS, ROWS, WARMUP, COUNTED = 120, 8, 12, 20
+EXPONENTS = tuple(range(-9, -3))
+STEPS, ROWS, WARMUP, COUNTED = 150, 8, 15, 20
 BASE: dict[str, Any] = {
     "dim": 32, "layers": 4, "vocab": 257, "context": 128, "attention": {"name": "mha", "heads": 2},
     "ffn": {"name": "swiglu", "hidden": 96}, "embedding": "untied", "init": {"name": "fan_in", "embedding": 0.1},
@@ -59,18 +58,24 @@ def main(out: Path) -> None:
     data = Data(seq_len=128)
     plan = Plan(prepare(data, Bytes(), "data"), data)
     batches = [make_batch(plan, range(i * ROWS, (i + 1) * ROWS)) for i in range(STEPS)]
-    started, results = time.perf_counter(), dict[str, dict[int, dict[int, float]]]()
+    results: dict[str, dict[int, dict[int, float]]] = {}
     for scheme, changes in SCHEMES.items():
         base = Model(**BASE | changes)
         results[scheme] = {w: {e: final_loss(widened(base, w), batches, 2.0**e) for e in EXPONENTS} for w in WIDTHS}
         best = {w: min(losses, key=lambda e, losses=losses: losses[e]) for w, losses in results[scheme].items()}
-        print(scheme, "best exponents", best, f"{time.perf_counter() - started:.0f} s", flush=True)
+        print(f"{scheme}: best exponent by width {best}", flush=True)
+    write(results, out)
+
+
+def write(results: dict[str, dict[int, dict[int, float]]], out: Path) -> None:
+    """Draw a chart per scheme, and write the numbers."""
+    lowest = min(v for widths in results.values() for losses in widths.values() for v in losses.values())
+    for scheme, widths in results.items():
         lines = [
-            Line(f"width {w}", list(losses), list(losses.values()), marked=True)
-            for w, losses in results[scheme].items()
+            Line(f"width {w}", sorted(losses), [losses[e] for e in sorted(losses)], marked=True)
+            for w, losses in widths.items()
         ]
-        lowest = min(v for losses in results[scheme].values() for v in losses.values())
-        chart = Chart("log2 of the learning rate", "loss (nats per byte)", lines, y_range=(lowest - 0.05, lowest + 1.2))
+        chart = Chart("log2 of the learning rate", "loss (nats per byte)", lines, y_range=(lowest - 0.05, lowest + 0.9))
         (out / f"lr-{scheme}.svg").write_text(standalone(chart))
     record = {"torch": torch.__version__, "steps": STEPS, "batch_tokens": ROWS * 128, "loss": results}
     (out / "lr-transfer.json").write_text(json.dumps(record, indent=1) + "\n")
