@@ -1,7 +1,7 @@
 """Does the best learning rate carry over to wider models? Trains small models on the sources of the running Python, byte by byte,
 at several widths and rates, under the standard parametrisation and under muP.
 
-``python tools/lr_transfer.py docs/img`` writes ``lr-standard.svg``, ``lr-mup.svg`` and ``lr-transfer.json`` (some minutes on one
+``python tools/lr_transfer.py docs/img`` writes ``lr-standard.svg``, ``lr-mup.svg`` and ``lr-transfer.json`` (ten minutes on one
 core).
 """
 
@@ -27,7 +27,7 @@ from slm.train.optim import AdamW, set_rate
 from slm.train.state import named_parameters
 
 WIDTHS = (32, 64, 128)
-EXPONENTS = tuple(range(-9, -3))
+EXPONENTS = tuple(range(-10, -3))
 STEPS, ROWS, WARMUP, COUNTED = 150, 8, 15, 20
 BASE: dict[str, Any] = {
     "dim": 32, "layers": 4, "vocab": 257, "context": 128, "attention": {"name": "mha", "heads": 2},

@@ -44,6 +44,7 @@ class ZLoss(AuxPart):
     """weight x logsumexp(logits)^2, which keeps the logits from drifting."""
 
     weight: float = pydantic.Field(1e-4, gt=0)
+    """Factor on the squared log-partition."""
 
     @property
     def z_weight(self) -> float:

@@ -92,9 +92,13 @@ class Canon(ConvPart):
     """Residual depthwise convolutions at the points A (attention input), B (q, k, v), C (feed-forward input), D (inner)."""
 
     points: str = pydantic.Field("ABCD", pattern="^A?B?C?D?$", min_length=1)
+    """Where in the block: letters of ABCD."""
     kernel: int = pydantic.Field(4, gt=1)
+    """Taps: the token itself and those before it."""
     bias: bool = False
+    """A bias per channel."""
     residual: bool = True
+    """Add the input to what comes out."""
 
     def build(self, point: str, width: int) -> ShortConv | None:
         if point not in self.points:

@@ -24,6 +24,7 @@ class EmbeddingPart(ModelPart):
     rank: int | None = pydantic.Field(None, gt=0)
     """Width of the stored rows, with projections to and from the model's (Lan et al. 2019, arXiv 1909.11942; OPT-350M)."""
     head_bias: bool = False
+    """A bias on the logits (Phi, GPT-J)."""
     softcap: float | None = pydantic.Field(None, gt=0)
     """cap tanh(logit / cap) (Gemma 2, arXiv 2408.00118)."""
     logit_divisor: float = pydantic.Field(1.0, gt=0)

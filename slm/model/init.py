@@ -113,6 +113,7 @@ class Normal(_Residual):
 
     fits_mup = True
     sigma: float = pydantic.Field(0.02, gt=0)
+    """Standard deviation."""
 
     def std(self, tensor: TensorInfo) -> float:
         return self.sigma * self.shrink(tensor)
@@ -125,7 +126,9 @@ class FanIn(_Residual):
     scales_with_width = True
     fits_mup = True
     gain: float = pydantic.Field(1.0, gt=0)
+    """Standard deviation of a matrix times the root of its columns."""
     embedding: float = pydantic.Field(0.02, gt=0)
+    """Standard deviation of embeddings and head."""
 
     def std(self, tensor: TensorInfo) -> float:
         if tensor.tensor_class in ("embedding", "head"):
@@ -151,6 +154,7 @@ class OLMo2(InitPart):
     fits_mup = True
     truncate: float | None = pydantic.Field(3.0, gt=0)
     sigma: float = pydantic.Field(0.02, gt=0)
+    """Standard deviation."""
 
     def std(self, tensor: TensorInfo) -> float:
         return self.sigma

@@ -93,7 +93,9 @@ class Pattern(LayoutPart):
     """
 
     pattern: str = "full"
+    """Kinds and counts, such as window*5,full; repeated to the depth."""
     kinds: dict[str, dict[str, Any]] = {}
+    """What each kind changes, by slot: attention, ffn, position."""
 
     @pydantic.field_validator("kinds")
     @classmethod
@@ -184,6 +186,7 @@ class LayerwiseScaling(LayoutPart):
     beta: tuple[float, float] = (0.5, 4.0)
     """Feed-forward width over model width, at the first and the last layer."""
     multiple: int = pydantic.Field(256, gt=0)
+    """Feed-forward widths are multiples of it."""
 
     def blocks(self, model: "Model") -> list[BuildContext]:
         part = model.attention.canonical()

@@ -89,6 +89,7 @@ class RMSNormPart(NormPart):
     """Root-mean-square normalisation."""
 
     eps: float = 1e-5
+    """Added to the variance, or the mean square."""
     gain: Gain = "plain"
     """plain: w; one_plus: 1 + w, starting at 0; none: no parameters."""
 
@@ -104,9 +105,11 @@ class LayerNormPart(NormPart):
     """Layer normalisation; without bias it is gain-only, with gain=none and no bias non-parametric (OLMo)."""
 
     eps: float = 1e-5
+    """Added to the variance."""
     gain: Gain = "plain"
     """plain: w; one_plus: 1 + w, starting at 0 (LayerNorm1P); none: no gain."""
     bias: bool = True
+    """Add a learned bias."""
 
     def build(self, width: int, heads: int | None = None) -> nn.Module:
         return LayerNorm(width, self.eps, self.gain, self.bias, heads)

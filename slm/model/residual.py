@@ -197,6 +197,7 @@ class Parallel(ResidualPart):
     """Attention and feed-forward side by side, with one norm for both or two."""
 
     own_norms: Literal[1, 2] = 1
+    """1: one norm for both branches (GPT-J); 2: one each (GPT-NeoX)."""
 
     @property
     def norms(self) -> int:

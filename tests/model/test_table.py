@@ -61,8 +61,7 @@ def test_every_option_has_a_variant() -> None:
 
 def test_a_swap_may_keep_any_field_that_two_parts_share() -> None:
     """On the command line a new part keeps what the old one was given: a name that both have must mean values of one kind."""
-    for given in {repr(p): p for name in VARIANTS for p in parts_of(name)}.values():
-        registry = REGISTRIES[given.slot]
-        for cls in registry.parts.values():
-            kept = {k: v for k, v in given.model_dump().items() if k in cls.model_fields}
-            assert registry.parse({"name": cls.part_name, **kept}).part_name == cls.part_name
+    examples = {type(part): part for name in VARIANTS for part in parts_of(name)}
+    for given in {repr(part): part for name in VARIANTS for part in parts_of(name)}.values():
+        for new in [part for part in examples.values() if part.slot == given.slot]:
+            new.with_(**{k: v for k, v in given if k in type(new).model_fields and v is not None})

@@ -1,4 +1,4 @@
-"""Every part and option trains, and `torch.compile` changes nothing."""
+"""Every part and option trains, in low precision too, and `torch.compile` changes nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from slm.model.decoder import Decoder
 
 from .variants import VARIANTS, ids, model_of
 
-DOZEN = ["gqa", "window", "qk_norm full", "mla", "differential", "rglru", "rope yarn", "alibi", "series", "sandwich", "canon", "shared_ffn", "pattern windows and bases", "mtp"]  # fmt: skip
+DOZEN = ["gqa", "window", "qk_norm full", "mla", "differential", "rglru", "rope yarn", "alibi", "series", "moe", "sandwich", "canon", "shared_ffn", "pattern windows and bases", "mtp"]  # fmt: skip
 INDUCTOR = ("gqa", "window", "sandwich", "shared_ffn")
 """Compiled all the way to code, which takes a quarter of a minute each; the others are traced, differentiated and run as graphs."""
 DOCS = torch.tensor([[0] * 10 + [1] * 14]).expand(2, -1)
@@ -41,6 +41,21 @@ def test_thirty_steps_lower_the_loss(name: str) -> None:
         optimizer.zero_grad()
         losses.append(float(sums.nll / sums.count))
     assert losses[-1] < 0.75 * losses[0], losses[::6]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_autocast_to_bf16_changes_little(name: str) -> None:
+    """The loss by less than bf16's eight bits would allow a sum of independent errors; gradients keep their weights' dtype."""
+    decoder = Decoder(model_of(name, init={"name": "normal", "sigma": 0.05, "scale_residual": False})).init_weights(0)
+    wanted = decoder.training_loss(ids(), ids(seed=3), docs_BT=DOCS).loss.detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = decoder.training_loss(ids(), ids(seed=3), docs_BT=DOCS).loss
+    loss.backward()
+    assert float(abs(loss.detach() / wanted - 1)) < 2**-8
+    for n, p in decoder.named_parameters():
+        assert p.grad is not None, n
+        assert p.grad.dtype == torch.float32, n
+        assert p.grad.isfinite().all(), n
 
 
 @pytest.mark.slow

@@ -74,6 +74,7 @@ class Differential(SoftmaxPart):
     pair_norm: NormSlot = RMSNormPart(gain="none")
     """Norm of a pair's output."""
     lambda_std: float = pydantic.Field(0.1, gt=0)
+    """Standard deviation that the lambda vectors start with."""
 
     def resolve(self, dim: int, layers: int) -> Self:
         shape = self.resolve_heads(dim)

@@ -102,10 +102,13 @@ class Latent(AttentionPart):
     scale: float | None = pydantic.Field(None, gt=0)
     """Factor on q k; 1 / sqrt(nope_dim + rope_dim) by default."""
     window: int | None = pydantic.Field(None, gt=0)
+    """Tokens that a token sees, itself included; all by default."""
     softcap: float | None = pydantic.Field(None, gt=0)
+    """cap tanh(score / cap)."""
     qkv_bias: bool = False
     """Biases on the projections down to the latents."""
     out_bias: bool = False
+    """A bias on the output projection."""
     latent_norm: OptionalNormSlot = None
     """Norm of the latents; the model's kind by default."""
 

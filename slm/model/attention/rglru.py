@@ -110,6 +110,7 @@ class RGLRU(AttentionPart):
     heads: int | None = pydantic.Field(None, gt=0)
     """Blocks of the gates' block-diagonal matrices; by default one per 64 of width."""
     kernel: int = pydantic.Field(4, gt=1)
+    """Taps of the short convolution."""
 
     def resolve(self, dim: int, layers: int) -> Self:
         width = self.width or dim

@@ -105,7 +105,9 @@ class SoftmaxPart(AttentionPart):
     window: int | None = pydantic.Field(None, gt=0)
     """Tokens that a token sees, itself included; all by default (Beltagy et al. 2020, arXiv 2004.05150)."""
     qkv_bias: bool = False
+    """Biases on queries, keys and values."""
     out_bias: bool = False
+    """A bias on the output projection."""
 
     @property
     def heads_(self) -> int:

@@ -5,6 +5,6 @@ from slm.model.ffn import dense as dense  # each registers its parts
 from slm.model.ffn import moe as moe
 from slm.model.ffn import series as series
 from slm.model.ffn.base import FeedForwardPart, FeedForwardSlot, ffn
-from slm.model.ffn.dense import Dense, SwiGLU
+from slm.model.ffn.dense import Dense, Gated, ReluSquared, SwiGLU
 
-__all__ = ["Dense", "FeedForwardPart", "FeedForwardSlot", "SwiGLU", "ffn"]
+__all__ = ["Dense", "FeedForwardPart", "FeedForwardSlot", "Gated", "ReluSquared", "SwiGLU", "ffn"]

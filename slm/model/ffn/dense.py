@@ -56,6 +56,7 @@ class DensePart(FeedForwardPart):
     gated: ClassVar[bool] = False
     kind: ClassVar[str] = ""
     bias: bool = False
+    """Biases on all projections."""
 
     @property
     def act(self) -> str:
@@ -90,6 +91,7 @@ class Gated(DensePart):
 
     gated = True
     activation: ActivationName = "silu"
+    """Of the gate, by name."""
 
     @property
     def act(self) -> str:
@@ -102,6 +104,7 @@ class Dense(DensePart):
 
     gated = False
     activation: ActivationName = "gelu"
+    """By name."""
 
     @property
     def act(self) -> str:

@@ -63,8 +63,11 @@ class Mixture(FeedForwardPart):
     """Mixture of gated experts, top-k, without dropped tokens. ``hidden`` is per expert."""
 
     experts: int = pydantic.Field(8, gt=1)
+    """Feed-forwards to choose from."""
     top_k: int = pydantic.Field(2, gt=0)
+    """How many each token goes to."""
     activation: ActivationName = "silu"
+    """Of the experts' gates, by name."""
     normalise: bool = True
     """Divide the chosen experts' probabilities by their sum."""
     balance: float = pydantic.Field(0.01, ge=0)

@@ -40,8 +40,11 @@ class Series(FeedForwardPart):
     terms: int = pydantic.Field(2, gt=0)
     """Activations that are summed; 1 is an ordinary one with a learned scale and shift."""
     activation: ActivationName = "gelu"
+    """The activation that is repeated, by name."""
     gated: bool = False
+    """Multiply by a second projection, as SwiGLU does."""
     bias: bool = False
+    """Biases on all projections."""
 
     def resolve(self, dim: int, layers: int) -> Self:
         default = -(-8 * dim // 3 // 64) * 64 if self.gated else 4 * dim

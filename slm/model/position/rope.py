@@ -42,6 +42,7 @@ class Rope(PositionPart):
     """Rotary position embedding."""
 
     base: float = pydantic.Field(10_000.0, gt=1)
+    """Frequencies fall from 1 to 1/base; often called theta."""
     fraction: float = pydantic.Field(1.0, gt=0, le=1)
     """Share of each head that is rotated, from its beginning (GPT-NeoX); the rest carries no position."""
     scaling: RopeScalingSlot = None

@@ -34,6 +34,7 @@ class Linear(RopeScaling):
     """Positions divided by ``factor``."""
 
     factor: float = pydantic.Field(gt=0)
+    """How many times longer contexts become."""
 
     def stretch(self, frequency_R: Tensor, base: float, positions_BT: Tensor) -> tuple[Tensor, Tensor | float]:
         return frequency_R / self.factor, 1.0
@@ -48,6 +49,7 @@ class DynamicNTK(RopeScaling):
     """
 
     factor: float = pydantic.Field(gt=0)
+    """How many times longer contexts become."""
     original: int = pydantic.Field(gt=0)
     """Context of the training."""
 
@@ -72,9 +74,13 @@ class Llama3(RopeScaling):
     """Slow frequencies divided by ``factor``, fast ones kept, those between blended."""
 
     factor: float = pydantic.Field(gt=0)
+    """How many times longer contexts become."""
     original: int = pydantic.Field(8192, gt=0)
+    """Context of the training."""
     low: float = pydantic.Field(1.0, gt=0)
+    """Frequencies with fewer turns than this within the original context are divided by factor."""
     high: float = pydantic.Field(4.0, gt=0)
+    """Frequencies with more turns than this are kept."""
 
     def check_width(self, rotated: int) -> None:
         if self.low >= self.high:
@@ -97,9 +103,13 @@ class Yarn(RopeScaling):
     """Interpolates slow dimensions, keeps fast ones, and sharpens attention by the length factor."""
 
     factor: float = pydantic.Field(gt=0)
+    """How many times longer contexts become."""
     original: int = pydantic.Field(gt=0)
+    """Context of the training."""
     beta_fast: float = pydantic.Field(32.0, gt=0)
+    """Dimensions with more turns than this within the original context are kept."""
     beta_slow: float = pydantic.Field(1.0, gt=0)
+    """Dimensions with fewer turns than this are interpolated."""
     truncate: bool = True
     """Round the borders of the blend to whole dimensions."""
     attention_factor: float | None = None
@@ -132,8 +142,11 @@ class LongRope(RopeScaling):
     """
 
     short: tuple[pydantic.PositiveFloat, ...]
+    """Divisors of the frequencies up to the original context."""
     long: tuple[pydantic.PositiveFloat, ...]
+    """Divisors of the frequencies beyond it."""
     original: int = pydantic.Field(gt=0)
+    """Context of the training."""
     attention_factor: float = 1.0
     """Factor on cos and sin; sqrt(1 + ln(longest / original) / ln(original)) in the paper."""
 
