@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slm.export.families.base import Data, Family, Fixed, Key, Map, Special, same
-from slm.export.families.gpt2 import BARE, EPS
+from slm.export.families.gpt2 import BARE, EPS, FOUR_TIMES
 from slm.export.families.neox import FUSED, per_head
 from slm.export.families.shared import B, linear, parts, tied
 from slm.model.config import Model
@@ -12,15 +12,6 @@ H, M = "transformer.h.{i}.", "transformer.blocks.{i}."
 ALIBI = parts(position="alibi", norm={"name": "layernorm"}, embedding="tied")
 
 
-def _four_times_read(config: Data, data: Data) -> None:
-    data["ffn"]["hidden"] = 4 * data["dim"]
-
-
-def _four_times_write(model: Model, data: Data, config: Data) -> None:
-    """The width isn't a setting; another one is refused when the config is read back."""
-
-
-FOUR_TIMES = Special(_four_times_read, _four_times_write)
 BLOOM = Family(
     "bloom", "BloomForCausalLM",
     ALIBI | {"attention": {"name": "gqa", "qkv_bias": True, "out_bias": True},

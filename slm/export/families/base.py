@@ -140,6 +140,8 @@ class Map:
     layout: Layout | Callable[[Model], Layout] = ROWS
     only: type | None = None
     """Blocks whose attention is of this kind; None: all."""
+    when: Callable[[Model], bool] = lambda model: True
+    """Models that have it, where a class names the same tensor in several ways."""
 
     def layout_for(self, model: Model) -> Layout:
         return self.layout if isinstance(self.layout, Layout) else self.layout(model)

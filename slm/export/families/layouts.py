@@ -43,6 +43,21 @@ class PerHead(Layout):
 
 
 @dataclass(frozen=True)
+class Each(Layout):
+    """Apart by ``outer``, and then each of ours by a layout of its own."""
+
+    outer: Layout
+    inner: tuple[Layout, ...]
+
+    def split(self, theirs: Tensor, shapes: Shapes) -> list[Tensor]:
+        pieces = zip(self.inner, self.outer.split(theirs, shapes), shapes, strict=True)
+        return [layout.split(piece, [shape])[0] for layout, piece, shape in pieces]
+
+    def join(self, ours: Sequence[Tensor]) -> Tensor:
+        return self.outer.join([layout.join([t]) for layout, t in zip(self.inner, ours, strict=True)])
+
+
+@dataclass(frozen=True)
 class Transposed(Layout):
     """Matrices stored (in, out), as GPT-2's Conv1D; vectors as they are."""
 

@@ -30,7 +30,7 @@ class Entry:
 
 def table(family: Family, model: Model, shapes: Shapes) -> list[Entry]:
     """The entries for a model whose parameters have ``shapes``. Raises `RunError` for a parameter without an entry."""
-    entries = [entry for one in family.maps for entry in _expand(one, model, shapes)]
+    entries = [entry for one in family.maps if one.when(model) for entry in _expand(one, model, shapes)]
     covered = [name for entry in entries for name in entry.ours]
     missing = sorted(set(shapes) - set(covered))
     if missing or len(covered) != len(set(covered)):
