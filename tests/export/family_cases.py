@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from .family_case import TINY, Case, case
+from .family_case import GPT, TINY, Case, case
+from .family_cases_early import CASES as EARLY
 
-GPT = {
-    "vocab_size": 64,
-    "n_embd": 48,
-    "n_layer": 3,
-    "n_head": 4,
-    "n_positions": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 MPT = {"vocab_size": 64, "d_model": 48, "n_layers": 3, "max_seq_len": 64}
 MLA = TINY | {
     "num_key_value_heads": 4, "q_lora_rank": 20, "kv_lora_rank": 24, "qk_nope_head_dim": 10, "qk_rope_head_dim": 8, "v_head_dim": 14,
@@ -118,4 +110,5 @@ CASES: list[Case] = [
     case("diffllama biases", "DiffLlamaConfig", attention_bias=True, num_key_value_heads=4, tie_word_embeddings=True, head_dim=12),
     case("recurrent_gemma", "RecurrentGemmaConfig", intermediate_size=160, attention_window_size=6, num_hidden_layers=5, num_key_value_heads=1),
     case("recurrent_gemma biases", "RecurrentGemmaConfig", intermediate_size=160, attention_window_size=64, attention_bias=True, lru_width=64, conv1d_width=3, logits_soft_cap=5.0),
+    *EARLY,
 ]  # fmt: skip

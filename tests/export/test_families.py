@@ -102,6 +102,8 @@ def _bloom(config: dict) -> dict:
 OLD = {
     "gpt2": (dict, {r"^transformer\.": ""}),
     "gptj": (dict, {r"^transformer\.": ""}),
+    "gpt_neo": (dict, {r"^transformer\.": ""}),
+    "openai-gpt": (dict, {r"^transformer\.": ""}),
     "opt": (dict, {r"^model\.": ""}),
     "bloom": (_bloom, {r"^transformer\.": ""}),
     "gpt_neox": (_neox, {r"^lm_head": "embed_out"}),

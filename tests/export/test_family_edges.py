@@ -92,6 +92,12 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("phi3", {"position__scaling": {"name": "linear", "factor": 2.0}}),
     ("recurrent_gemma", {"position__scaling": {"name": "linear", "factor": 2.0}}),
     ("recurrent_gemma", {"ffn__activation": "silu"}),  # its recurrence has the same activation
+    ("codegen heads", {"attention__heads": 6, "attention__kv_heads": 6, "attention__head_dim": 8, "position__fraction": 0.5}),  # four shards of heads
+    ("falcon", {"position": {"name": "alibi"}}),  # rounded to bf16
+    ("falcon", {"attention__kv_heads": 2, "residual": {"name": "pre"}}),  # groups stand beside a feed-forward only
+    ("gpt_neo", {"attention__scale": 12**-0.5}),  # it divides by nothing
+    ("biogpt", {"norm__eps": 1e-12}),  # its own layer_norm_eps is ignored
+    ("openai-gpt", {"ffn__activation": "gelu"}),  # read as its tanh form
 ]  # fmt: skip
 
 
@@ -112,6 +118,9 @@ COMPUTED: list[tuple[str, dict[str, Any]]] = [
     ("gemma", {"embedding__scale": 48**0.5}),
     ("cohere", {"attention__head_dim": 16}),
     ("stablelm parallel qk_norm", {"attention__kv_heads": 1}),
+    ("falcon new", {"attention__kv_heads": 1}),
+    ("falcon serial", {"attention__kv_heads": 4}),
+    ("gpt_neo", {"layout": {"name": "uniform"}, "attention__window": 5}),
 ]  # fmt: skip
 
 
@@ -164,6 +173,30 @@ def test_a_missing_key_is_named() -> None:
     numbers = {k: v for k, v in find("youtu").numbers.items() if k != "num_attention_heads"}
     with pytest.raises(ConfigError, match="has no 'num_attention_heads'"):
         find("youtu").family.read(numbers)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("falcon", {"alibi": True}),
+        ("falcon", {"num_ln_in_parallel_attn": 2}),
+        ("falcon new", {"parallel_attn": False}),
+        ("gpt_neo", {"attention_types": [[["global", "local"], 2]]}),
+        ("openai-gpt", {"afn": "tanh"}),
+    ],
+)
+def test_what_the_class_or_slm_lacks_is_refused_by_name(name: str, keys: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(keys))):
+        find(name).family.read(find(name).numbers | keys)
+
+
+def test_every_whole_width_of_rotation_is_kept() -> None:
+    """58 / 100 * 100 is a little less than 58 in floating point."""
+    numbers = find("gptj").numbers
+    for rotated in range(2, 101, 2):
+        model = find("gptj").family.read(numbers | {"n_embd": 400, "rotary_dim": rotated})
+        assert model.position.rotated(100) == rotated  # type: ignore[attr-defined]
+        assert find("gptj").family.write(model)["rotary_dim"] == rotated
 
 
 def test_first_gemma_files_mean_the_tanh_form() -> None:

@@ -5,10 +5,10 @@ the maps. A new family is a few lines in one of the group files, or a new file w
 """
 
 from slm.config.errors import ConfigError, suggest
-from slm.export.families import alibi, cohere, gemma, gpt2, latent, llama, mixers, neox, olmo, relatives
+from slm.export.families import alibi, cohere, falcon, gemma, gpt2, latent, llama, mixers, neox, olmo, relatives
 from slm.export.families.base import Family, Unfit
 
-GROUPS = (llama, relatives, olmo, gemma, gpt2, neox, alibi, cohere, latent, mixers)
+GROUPS = (llama, relatives, olmo, gemma, gpt2, neox, falcon, alibi, cohere, latent, mixers)
 FAMILIES: tuple[Family, ...] = tuple(family for group in GROUPS for family in group.FAMILIES)
 """All, in the order in which an export tries them."""
 

@@ -10,8 +10,6 @@ from slm.model.config import Model
 
 H, M = "transformer.h.{i}.", "transformer.blocks.{i}."
 ALIBI = parts(position="alibi", norm={"name": "layernorm"}, embedding="tied")
-
-
 BLOOM = Family(
     "bloom", "BloomForCausalLM",
     ALIBI | {"attention": {"name": "gqa", "qkv_bias": True, "out_bias": True},

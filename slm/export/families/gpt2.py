@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from slm.config.errors import ConfigError
 from slm.export.families.base import Data, Family, Fixed, Key, Map, Special, same
+from slm.export.families.layers import set_layout
 from slm.export.families.layouts import Layout, PerHead, Transposed
-from slm.export.families.shared import MULTI_HEAD, B, act, linear, parts, tied
+from slm.export.families.shared import HIDDEN, MULTI_HEAD, SHAPE, B, act, linear, parts, tied
 from slm.model.config import Model
 
 LAYER_PARTS = parts(
@@ -111,6 +113,18 @@ def _opt_write(model: Model, data: Data, config: Data) -> None:
 
 D = "model.decoder."
 OPT_LAYER = f"{D}layers.{{i}}."
+
+
+def fairseq_layer(layer: str) -> tuple[Map, ...]:
+    """Names of what a layer of OPT or BioGPT multiplies by."""
+    return (
+        *(linear(f"{layer}self_attn.{x}_proj", f"{B}attention.{x}") for x in "qkv"),
+        linear(f"{layer}self_attn.out_proj", f"{B}attention.o"),
+        linear(f"{layer}fc1", f"{B}ffn.up"),
+        linear(f"{layer}fc2", f"{B}ffn.down"),
+    )
+
+
 OPT = Family(
     "opt", "OPTForCausalLM", LAYER_PARTS | {"position": {"name": "learned", "offset": 2}, "norm": {"name": "layernorm", "eps": 1e-5}},
     (Key("hidden_size", "dim"), Key("num_hidden_layers", "layers"), Key("vocab_size", "vocab"), Key("max_position_embeddings", "context"),
@@ -120,9 +134,7 @@ OPT = Family(
     (same(f"{D}embed_tokens.weight", "embedding.weight"), same(f"{D}embed_positions.weight", "positions.0.weight"),
      same(f"{D}project_in.weight", "embedding.project_in.weight"), same(f"{D}project_out.weight", "embedding.project_out.weight"),
      same("lm_head.weight", "embedding.head"), linear(f"{D}final_layer_norm", "norm"),
-     *(linear(f"{OPT_LAYER}self_attn.{x}_proj", f"{B}attention.{x}") for x in "qkv"),
-     linear(f"{OPT_LAYER}self_attn.out_proj", f"{B}attention.o"),
-     linear(f"{OPT_LAYER}fc1", f"{B}ffn.up"), linear(f"{OPT_LAYER}fc2", f"{B}ffn.down"),
+     *fairseq_layer(OPT_LAYER),
      *(linear(f"{OPT_LAYER}self_attn_layer_norm", f"{B}attention_{n}") for n in ("norm", "out_norm")),
      *(linear(f"{OPT_LAYER}final_layer_norm", f"{B}ffn_{n}") for n in ("norm", "out_norm"))),
     renames=((r"^decoder\.", D),),

@@ -1,11 +1,13 @@
-"""LayerNorm with rotary positions: GPT-NeoX, GPT-J, Phi, StableLM, StarCoder2, Nemotron, Persimmon, Jais 2; and Phi-3."""
+"""LayerNorm with rotary positions: GPT-NeoX, GPT-J, CodeGen, Phi, StableLM, StarCoder2, Nemotron, Persimmon, Jais 2; and Phi-3."""
 
 from __future__ import annotations
+
+import math
 
 from slm.export.families.base import Data, Family, Key, Map, Requires, Special, same, with_defaults
 from slm.export.families.gpt2 import BARE, EPS, INNER, SIZES
 from slm.export.families.layers import read_rope, rope, rope_parameters, windows
-from slm.export.families.layouts import PerHead
+from slm.export.families.layouts import ROWS, Each, PerHead
 from slm.export.families.llama import BOTH_BIASES, heads_divide
 from slm.export.families.relatives import MLP_BIAS, head_rotation
 from slm.export.families.shared import (
@@ -109,7 +111,11 @@ PHI3 = Family(
 
 def _rotary_dim_read(config: Data, data: Data) -> None:
     width = config["n_embd"] // config["n_head"]
-    data["position"] = {"name": "rope", "fraction": (config.get("rotary_dim", 64) or width) / width}
+    rotated = config.get("rotary_dim", 64) or width
+    share = rotated / width
+    if int(share * width) < rotated:  # 58 / 100 * 100 is a little less than 58
+        share = math.nextafter(share, 1.0)
+    data["position"] = {"name": "rope", "fraction": share}
 
 
 def _rotary_dim_write(model: Model, data: Data, config: Data) -> None:
@@ -126,6 +132,27 @@ GPTJ = Family(
      *(linear(f"{J}attn.{x}_proj", f"{B}attention.{x}", head_rotation) for x in "qk"), linear(f"{J}attn.v_proj", f"{B}attention.v"),
      linear(f"{J}attn.out_proj", f"{B}attention.o"), linear(f"{J}mlp.fc_in", f"{B}ffn.up"), linear(f"{J}mlp.fc_out", f"{B}ffn.down")),
     (r".*\.attn\.(bias|masked_bias)",), renames=BARE,
+)  # fmt: skip
+SHARDS = 4
+"""CodeGen's fused projection holds four slices, of the cores it was trained on, each with queries, values, keys."""
+
+
+def _shards(model: Model) -> Each:
+    turned = head_rotation(model)
+    return Each(PerHead(SHARDS), (turned, ROWS, turned))
+
+
+def _heads_by_shards(model: Model) -> str | None:
+    heads = getattr(model.attention, "heads", None) or 0
+    return f"heads={heads} is no multiple of {SHARDS}, which the class insists on" if heads % SHARDS else None
+
+
+CODEGEN = Family(
+    "codegen", "CodeGenForCausalLM", PARALLEL | {"embedding": {"name": "untied", "head_bias": True}}, (*GPTJ.items, Requires(_heads_by_shards)),
+    (*(m for m in GPTJ.maps if m.ours[0] not in [f"{B}attention.{x}.{{leaf}}" for x in "qkvo"]),
+     Map(f"{J}attn.qkv_proj.weight", tuple(f"{B}attention.{x}.weight" for x in "qvk"), _shards),
+     linear(f"{J}attn.out_proj", f"{B}attention.o")),
+    (r".*\.attn\.causal_mask",), renames=BARE,
 )  # fmt: skip
 
 
@@ -165,4 +192,4 @@ JAIS2 = Family(
     (*ENDS, *ATTENTION, *GATED, *PRE_NORMS),
 )  # fmt: skip
 
-FAMILIES = (NEOX, PHI, PHI3, GPTJ, STABLELM, STARCODER2, NEMOTRON, PERSIMMON, JAIS2)
+FAMILIES = (NEOX, PHI, PHI3, GPTJ, CODEGEN, STABLELM, STARCODER2, NEMOTRON, PERSIMMON, JAIS2)
