@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slm.export.families.base import Data, Family, Key, Map, Special, same, with_defaults
-from slm.export.families.layers import FULL, SLIDING, every, rope, set_layout
+from slm.export.families.layers import SLIDING, every, rope, set_layout, write_window_types
 from slm.export.families.layouts import Interleaved
 from slm.export.families.llama import BOTH_BIASES
 from slm.export.families.relatives import INTERLEAVED_ATTENTION
@@ -57,9 +57,7 @@ def _read_layers(config: Data, data: Data) -> None:
 
 
 def _write_layers(model: Model, data: Data, config: Data) -> None:
-    found = [getattr(c.attention, "window", None) for c in model.contexts]
-    config["sliding_window"] = max((w for w in found if w is not None), default=4096)
-    config["layer_types"] = [FULL if w is None else SLIDING for w in found]
+    write_window_types(model, config, unused=4096)
 
 
 COHERE2 = Family(

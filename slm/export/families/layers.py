@@ -170,6 +170,15 @@ def set_layout(data: Data, kinds: list[str], changes: dict[str, Data]) -> None:
     data["layout"] = {"name": "pattern", "pattern": pattern_of(kinds), "kinds": used}
 
 
+def write_window_types(model: Model, config: Data, *, unused: int | None) -> None:
+    """``layer_types`` and ``sliding_window`` of a model's layers; ``unused``: the window where no layer has one."""
+    found = [getattr(c.attention, "window", None) for c in model.contexts]
+    config["sliding_window"] = max(
+        (w for w in found if w is not None), default=unused
+    )  # several: refused when read back
+    config["layer_types"] = [FULL if w is None else SLIDING for w in found]
+
+
 def windows(
     default_types: Callable[[Data], list[str] | None] = lambda c: None,
     *,

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from slm.export.families.base import Data, Family, Key, Special, with_defaults
-from slm.export.families.layers import FULL, SLIDING, every, rope, rope_by_type, rope_parameters, set_layout
+from slm.export.families.layers import (
+    SLIDING,
+    every,
+    rope,
+    rope_by_type,
+    rope_parameters,
+    set_layout,
+    write_window_types,
+)
 from slm.export.families.llama import BOTH_BIASES
 from slm.export.families.shared import (
     ATTENTION,
@@ -71,12 +79,10 @@ def _read_exaone(config: Data, data: Data) -> None:
 
 
 def _write_exaone(model: Model, data: Data, config: Data) -> None:
-    found = [getattr(c.attention, "window", None) for c in model.contexts]
     bare = any(
         c.position.part_name == "none" for c in model.contexts
     )  # full layers lose their positions if a window is given
-    config["sliding_window"] = max((w for w in found if w is not None), default=4096 if bare else None)
-    config["layer_types"] = [FULL if w is None else SLIDING for w in found]
+    write_window_types(model, config, unused=4096 if bare else None)
 
 
 EXAONE4 = Family(

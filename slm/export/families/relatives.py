@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slm.export.families.base import Data, Family, Key, Requires, Special, with_defaults
-from slm.export.families.layers import FULL, SLIDING, rope, set_layout, windows
+from slm.export.families.layers import FULL, SLIDING, rope, set_layout, windows, write_window_types
 from slm.export.families.layouts import Interleaved, SwappedHalves
 from slm.export.families.llama import BOTH_BIASES, heads_divide
 from slm.export.families.shared import (
@@ -59,11 +59,9 @@ def _read_smollm3(config: Data, data: Data) -> None:
 
 
 def _write_smollm3(model: Model, data: Data, config: Data) -> None:
-    found = [getattr(c.attention, "window", None) for c in model.contexts]
     config["no_rope_layers"] = [int(c.position.part_name != "none") for c in model.contexts]
-    config["sliding_window"] = max((w for w in found if w is not None), default=None)
+    write_window_types(model, config, unused=None)
     config["use_sliding_window"] = config["sliding_window"] is not None
-    config["layer_types"] = [FULL if w is None else SLIDING for w in found]
 
 
 SMOLLM3 = Family(
