@@ -1,100 +1,193 @@
 """The loader: tensors of this process's share of every global batch.
 
 Global batch b is rows [b G, (b+1) G) of the plan; rank r of w takes the r-th of w contiguous slices. The
-state is ``{plan, next_row}`` and nothing else, so a run resumes at any world size.
+state is ``{plan, next_row}`` and nothing else, so a run resumes at any world size, micro-batch and batch size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from slm.config.errors import ConfigError, RunError
-from slm.data.plan import Plan
+from slm.data.plan import diff
+from slm.data.plan.memory import recall
+from slm.data.plan.plan import Plan
+from slm.data.plan.rows import SegmentBound
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one process, int64 of shape (rows, seq_len). ``first_row``: number of the global batch's first row."""
+    """Rows of one process, int64 of shape (rows, seq_len).
+
+    ``cu_seqlens``: int32, where every segment begins in the flattened rows, for attention over variable lengths: (segments +
+    1,) entries from 0 to rows * seq_len, then that last number again up to a length that depends on nothing but the plan
+    and the number of rows, so that shapes are the same at every step. ``max_seqlen``: no segment of the plan is longer.
+    ``first_row``: number of the global batch's first row.
+    """
 
     tokens_BT: Tensor
     targets_BT: Tensor
     positions_BT: Tensor
     docs_BT: Tensor
     first_row: int
+    cu_seqlens: Tensor
+    max_seqlen: int
+    bound: SegmentBound = field(repr=False)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
-        tokens, targets, positions, docs = (
-            t.to(device, non_blocking=True) for t in (self.tokens_BT, self.targets_BT, self.positions_BT, self.docs_BT)
-        )
-        return Batch(tokens, targets, positions, docs, self.first_row)
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
 
     def split(self, rows: int) -> Iterator["Batch"]:
         """Micro-batches of at most ``rows`` rows."""
-        for i in range(0, len(self.tokens_BT), rows):
-            part = slice(i, i + rows)
-            yield Batch(
-                self.tokens_BT[part], self.targets_BT[part], self.positions_BT[part], self.docs_BT[part], self.first_row
+        total, seq_len = self.tokens_BT.shape
+        if rows >= total:
+            yield self
+            return
+        boundaries = self.cu_seqlens.cpu().numpy()
+        for i in range(0, total, rows):
+            part = slice(i, min(i + rows, total))
+            count = part.stop - part.start
+            first, last = np.searchsorted(boundaries, [part.start * seq_len, part.stop * seq_len])
+            own = _padded(boundaries[first : last + 1] - part.start * seq_len, self.bound.of(count))
+            yield replace(
+                self,
+                tokens_BT=self.tokens_BT[part],
+                targets_BT=self.targets_BT[part],
+                positions_BT=self.positions_BT[part],
+                docs_BT=self.docs_BT[part],
+                cu_seqlens=torch.from_numpy(own).to(self.cu_seqlens.device),
             )
 
 
 def make_batch(plan: Plan, rows: range) -> Batch:
     """Tensors of the given rows of a plan."""
-    read = [plan.row(n) for n in rows]
-    stacks = (np.stack([getattr(r, name) for r in read]) for name in ("tokens", "targets", "positions", "docs"))
-    tokens, targets, positions, docs = (torch.from_numpy(s) for s in stacks)
-    return Batch(tokens, targets, positions, docs, rows.start)
+    read = plan.gather(np.arange(rows.start, rows.stop, rows.step))
+    return Batch(
+        torch.from_numpy(read.tokens),
+        torch.from_numpy(read.targets),
+        torch.from_numpy(read.positions),
+        torch.from_numpy(read.docs),
+        rows.start,
+        torch.from_numpy(_padded(read.boundaries, plan.segments.of(len(rows)))),
+        plan.max_seqlen,
+        plan.segments,
+    )
+
+
+def _padded(boundaries: np.ndarray, segments: int) -> np.ndarray:
+    """Boundaries with the last one repeated up to ``segments`` segments (or, once in 10^12 batches, twice as many)."""
+    while segments < len(boundaries) - 1:
+        segments *= 2
+    padded = np.full(segments + 1, boundaries[-1], dtype=np.int32)
+    padded[: len(boundaries)] = boundaries
+    return padded
 
 
 class Loader:
-    """Iterates over this rank's share of the global batches, without end; reads one batch ahead."""
+    """Iterates over this rank's share of the global batches, to the end of the plan if it has one; reads one batch ahead."""
 
-    def __init__(self, plan: Plan, batch_rows: int, *, rank: int = 0, world: int = 1, next_row: int = 0) -> None:
-        if batch_rows % world:
+    def __init__(
+        self,
+        plan: Plan,
+        batch_rows: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        next_row: int = 0,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.plan, self.rank, self.world, self.next_row = plan, rank, world, next_row
+        self._say = say or (lambda _: None)
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+        self._ahead: tuple[int, int, Future[Batch]] | None = None
+        self.set_batch_rows(batch_rows)
+
+    def set_batch_rows(self, batch_rows: int) -> None:
+        """Rows of the global batches from the next one on. Raises `ConfigError` if the processes can't share them equally."""
+        if batch_rows < 1 or batch_rows % self.world:
             raise ConfigError(
-                f"A global batch of {batch_rows} rows can't be shared equally by {world} processes. "
+                f"A global batch of {batch_rows} rows can't be shared equally by {self.world} processes. "
                 f"Change train.batch_tokens or the number of processes."
             )
-        self.plan, self.batch_rows, self.rank, self.world, self.next_row = plan, batch_rows, rank, world, next_row
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
-        self._ahead: tuple[int, Future[Batch]] | None = None
+        self.batch_rows = batch_rows
 
     def state(self) -> dict[str, int | str]:
         """What a resumed run needs to go on with the next unseen row."""
         return {"plan": self.plan.hash, "next_row": self.next_row}
 
-    def restore(self, state: dict[str, int | str]) -> None:
-        """Go on where ``state`` was taken. Raises `RunError` if the rows would not be the same ones."""
+    def restore(self, state: dict[str, Any], *, allow_data_change: bool = False) -> None:
+        """Go on where ``state`` was taken.
+
+        With ``allow_data_change`` a run goes on with the same row number of another plan, and says so.
+
+        Raises:
+            RunError: the rows would not be the same ones; the message says which fields of the plan changed.
+        """
         if state["plan"] != self.plan.hash:
-            raise RunError(
-                f"The data changed under the run: the checkpoint was trained on plan {state['plan']}, the store now gives plan "
-                f"{self.plan.hash}. Bring back the original text and tokenizer, or start a new run under another name."
+            changes = self._changes(str(state["plan"]))
+            if not allow_data_change:
+                raise RunError(
+                    f"The data changed under the run: the checkpoint was trained on plan {state['plan']}, the store now gives plan "
+                    f"{self.plan.hash}. {changes} Bring back the original text, tokenizer and settings, start a new run under "
+                    f"another name, or allow the change of data to go on from row {int(state['next_row']):,} of the new plan."
+                )
+            self._say(
+                f"The data changed: from row {int(state['next_row']):,} on, rows are those of plan {self.plan.hash} instead of "
+                f"{state['plan']}. {changes}"
             )
-        self.next_row, self._ahead = int(state["next_row"]), None
+        self.next_row = int(state["next_row"])
 
     def __iter__(self) -> "Loader":
         return self
 
     def __next__(self) -> Batch:
-        if self._ahead is None or self._ahead[0] != self.next_row:
-            self._ahead = (self.next_row, self._pool.submit(self._read, self.next_row))
-        batch = self._ahead[1].result()
+        if (batch := self._take(self.next_row)) is None:
+            raise StopIteration
+        self._ahead = None  # whatever comes of it: an error is not handed out twice
+        result = batch.result()
         self.next_row += self.batch_rows
-        self._ahead = (self.next_row, self._pool.submit(self._read, self.next_row))
-        return batch
+        self._take(self.next_row)
+        return result
 
-    def _read(self, first: int) -> Batch:
-        share = self.batch_rows // self.world
+    def _take(self, first: int) -> Future[Batch] | None:
+        """The global batch that begins at a row, being read; None if the plan ends within it."""
+        if self._ahead is not None and self._ahead[:2] == (first, self.batch_rows):
+            return self._ahead[2]
+        if self._ahead is not None:
+            self._ahead[2].cancel()
+        if self.plan.limit is not None and first + self.batch_rows > self.plan.limit:
+            return None
+        future = self._pool.submit(self._read, first, self.batch_rows)
+        self._ahead = (first, self.batch_rows, future)
+        return future
+
+    def _read(self, first: int, rows: int) -> Batch:
+        share = rows // self.world
         start = first + self.rank * share
-        batch = make_batch(self.plan, range(start, start + share))
-        return Batch(batch.tokens_BT, batch.targets_BT, batch.positions_BT, batch.docs_BT, first)
+        return replace(make_batch(self.plan, range(start, start + share)), first_row=first)
+
+    def _changes(self, old: str) -> str:
+        described = recall(self.plan.cache_dir, old)
+        if described is None:
+            return "What it was made of is no longer known here."
+        return f"What changed: {'; '.join(diff(described, self.plan.described))}."
 
     def close(self) -> None:
-        """Stop reading ahead."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Stop reading ahead; waits for the batch that is being read."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._ahead = None
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
