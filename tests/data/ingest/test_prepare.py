@@ -12,18 +12,30 @@ import pytest
 
 from slm.config.errors import ConfigError, RunError
 from slm.data.config import Data
-from slm.data.prepare import is_heldout, prepare, store_path
+from slm.data.ingest.config import is_heldout
+from slm.data.prepare import prepare, store_paths
 from slm.data.sources import Local, Synthetic
 from slm.data.store import Store
-from slm.data.tokenizer import BytePairs, Bytes
+from slm.data.tokenizer import BytePairs, Bytes, TokenizerPart
 
 SOURCE = Synthetic(count=200, length=60)
 DATA = Data(source=SOURCE, seq_len=64, heldout=0.1)
 
 
+def made(data: Data, tokenizer: TokenizerPart, data_dir: Path) -> Store:
+    """The only store of a run's data."""
+    (store,) = prepare(data, tokenizer, data_dir).stores.values()
+    return store
+
+
+def store_path(data: Data, tokenizer: TokenizerPart) -> str:
+    (path,) = store_paths(data, tokenizer, "data").values()
+    return str(path)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return prepare(DATA, BytePairs(vocab=300), tmp_path / "data")
+    return made(DATA, BytePairs(vocab=300), tmp_path / "data")
 
 
 def test_every_document_is_there_once_with_its_exact_text(store: Store) -> None:
@@ -38,34 +50,34 @@ def test_every_document_is_there_once_with_its_exact_text(store: Store) -> None:
 
 def test_reopened_not_remade(store: Store, tmp_path: Path) -> None:
     before = (store.path / "manifest.json").stat().st_mtime_ns
-    again = prepare(DATA, BytePairs(vocab=300), tmp_path / "data")
+    again = made(DATA, BytePairs(vocab=300), tmp_path / "data")
     assert (again.path / "manifest.json").stat().st_mtime_ns == before
     assert [p.name for p in (tmp_path / "data").iterdir()] == [store.path.name]  # no locks, no leftovers
 
 
 def test_the_same_input_gives_the_same_bytes(store: Store, tmp_path: Path) -> None:
-    other = prepare(DATA, BytePairs(vocab=300), tmp_path / "other")
+    other = made(DATA, BytePairs(vocab=300), tmp_path / "other")
     for file in sorted(p for p in store.path.rglob("*") if p.is_file()):
         assert file.read_bytes() == (other.path / file.relative_to(store.path)).read_bytes(), file.name
 
 
 def test_other_sources_and_tokenizers_get_other_stores(tmp_path: Path) -> None:
     paths = {
-        store_path(DATA, BytePairs(vocab=300), "data"),
-        store_path(DATA, BytePairs(vocab=301), "data"),
-        store_path(DATA, Bytes(), "data"),
-        store_path(DATA.with_(source=Synthetic(seed=1)), Bytes(), "data"),
-        store_path(DATA.with_(heldout=0.2), Bytes(), "data"),
+        store_path(DATA, BytePairs(vocab=300)),
+        store_path(DATA, BytePairs(vocab=301)),
+        store_path(DATA, Bytes()),
+        store_path(DATA.with_(source=Synthetic(seed=1)), Bytes()),
+        store_path(DATA.with_(heldout=0.2), Bytes()),
     }
     assert len(paths) == 5
-    assert store_path(DATA.with_(seq_len=32, seed=9), Bytes(), "data") in paths  # rows are the plan's business
+    assert store_path(DATA.with_(seq_len=32, seed=9), Bytes()) in paths  # rows are the plan's business
 
 
 def test_duplicates_and_empty_documents_are_dropped_and_counted(tmp_path: Path) -> None:
     lines = [{"text": t, "id": str(i)} for i, t in enumerate(["a b c"] * 3 + ["", "d"] + [f"x{i}" for i in range(60)])]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    made = prepare(DATA.with_(source=Local(paths=("a.jsonl",))), Bytes(), tmp_path / "data")
-    assert made.manifest["dropped"] == {"empty": 1, "duplicate": 2}
+    store = made(DATA.with_(source=Local(paths=("a.jsonl",))), Bytes(), tmp_path / "data")
+    assert store.manifest["accounting"] == {"read": 65, "kept": 62, "dropped": {"empty": 1, "duplicate": 2}}
 
 
 def test_damaged_lengths_never_become_a_wrong_bits_per_byte(store: Store) -> None:
@@ -79,7 +91,11 @@ def test_damaged_lengths_never_become_a_wrong_bits_per_byte(store: Store) -> Non
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [("[]", "written in format None"), ("{", "not valid JSON"), ('{"format": 1}', "lacks content_sha256, dtype")],
+    [
+        ("[]", "written in format None"),
+        ("{", "not valid JSON"),
+        ('{"format": 2}', "lacks accounting, block, content_sha256, dtype"),
+    ],
 )
 def test_a_manifest_that_is_none_is_explained(store: Store, content: str, expected: str) -> None:
     (store.path / "manifest.json").write_text(content)
@@ -113,11 +129,12 @@ def test_truncated_shard_and_missing_manifest_are_refused(store: Store) -> None:
 
 
 def test_other_format_and_other_tokenizer_are_refused(store: Store) -> None:
-    manifest = json.loads((store.path / "manifest.json").read_text())
+    raw = (store.path / "manifest.json").read_bytes()
+    manifest = json.loads(raw)
     (store.path / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
     with pytest.raises(RunError, match="format 99"):
         Store.open(store.path)
-    (store.path / "manifest.json").write_text(json.dumps(manifest))
+    (store.path / "manifest.json").write_bytes(raw)
     (store.path / "tokenizer.json").write_bytes(b"{}")
     with pytest.raises(RunError, match="not the tokenizer"):
         Store.open(store.path)
@@ -127,20 +144,23 @@ def test_no_documents_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ConfigError, match="no training documents"):
         prepare(DATA.with_(source=Local(paths=("empty.jsonl",))), Bytes(), tmp_path / "data")
-    assert not [p for p in (tmp_path / "data").iterdir() if p.is_dir()]
+    assert not list((tmp_path / "data").glob("*/manifest.json"))
 
 
 def test_kill_in_the_middle_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     code = (
         "from slm.data.prepare import prepare; from slm.data.config import Data\n"
         "from slm.data.tokenizer import BytePairs\n"
-        "prepare(Data(heldout=0.05), BytePairs(vocab=1000), 'data', progress=lambda *a: print(a[0], flush=True))"
+        "from slm.data.ingest.build import Silent\n"
+        "class Say(Silent):\n"
+        "    def stage(self, name, total_bytes=0): print(name, flush=True)\n"
+        "prepare(Data(heldout=0.05), BytePairs(vocab=1000), 'data', progress=Say())"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert process.stdout.readline().strip() == "reading"
+    assert process.stdout.readline().strip() == "training the tokenizer"
     time.sleep(0.2)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not list((tmp_path / "data").glob("*/manifest.json"))
-    assert prepare(DATA, Bytes(), tmp_path / "data").split("train").tokens > 0
+    assert made(DATA, Bytes(), tmp_path / "data").split("train").tokens > 0
