@@ -22,8 +22,10 @@ from rich.console import Console
 import slm
 from slm import checkpoint
 from slm.config.errors import RunError
-from slm.data.prepare import prepare, store_path
-from slm.data.store import Store
+from slm.data.corpus import Corpus
+from slm.data.ingest.progress import Shown
+from slm.data.prepare import missing, prepare, store_paths
+from slm.data.store import SPLITS
 from slm.eval.baselines import compressors
 from slm.eval.bpb import evaluate
 from slm.export import export_hf
@@ -60,12 +62,12 @@ def launch(run: Run, *, console: Console | None = None, command: str = "") -> di
             return done
         refuse_other_experiment(run, run_dir)
         started = time.perf_counter()
-        store = _prepare(run, console)
+        corpus = _prepare(run, console)
         prepared = time.perf_counter() - started
-        result = train(run, store, world, progress_for(console) if not console.quiet else Silent())
+        result = train(run, corpus, world, progress_for(console) if not console.quiet else Silent())
         if result.interrupted or not world.main:
             return {"name": run.name, "identity": run.identity, "interrupted": result.interrupted, "steps": result.step}
-        return _finish(run, store, result, world, console, prepared, command)
+        return _finish(run, corpus, result, world, console, prepared, command)
 
 
 def _finished(run: Run, run_dir: Path) -> dict[str, Any] | None:
@@ -77,39 +79,40 @@ def _finished(run: Run, run_dir: Path) -> dict[str, Any] | None:
     return summary if summary.get("identity") == run.identity else None
 
 
-def _prepare(run: Run, console: Console) -> Store:
-    """Open the token store, or make it and say so."""
-    path = store_path(run.data, run.tokenizer, run.impl.data_dir)
-    if (path / "manifest.json").exists():
-        return Store.open(path)
-    source, tokenizer = run.data.source.part_name, run.tokenizer.part_name
-    console.print(
-        f"No token store for source '{source}' yet: making {path} with a '{tokenizer}' tokenizer of {run.tokenizer.vocab_size:,} tokens."
-    )
-    with console.status("reading") as status:
-        stages: list[str] = []
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in stages:
-                stages.append(stage)
-                if not console.is_terminal:
-                    console.print(f"  {stage}")
-            status.update(f"{stage} {done:,} of {total:,} documents" if total else stage)
-
-        store = prepare(run.data, run.tokenizer, run.impl.data_dir, progress=progress)
-    for name, split in store.splits.items():
-        console.print(f"  {name}: {len(split):,} documents, {split.tokens:,} tokens")
-    return store
+def _prepare(run: Run, console: Console) -> Corpus:
+    """Open the token stores, or make them and say so."""
+    wanted = missing(run.data, run.tokenizer, run.impl.data_dir)
+    paths = store_paths(run.data, run.tokenizer, run.impl.data_dir)
+    for name in wanted:
+        console.print(
+            f"No token store for source '{name}' yet: making {paths[name]} with a '{run.tokenizer.part_name}' tokenizer of "
+            f"{run.tokenizer.vocab_size:,} tokens."
+        )
+    with Shown(console) as progress:
+        corpus = prepare(
+            run.data,
+            run.tokenizer,
+            run.impl.data_dir,
+            workers=run.impl.workers,
+            backend=run.impl.tokenizer_backend,
+            progress=progress if wanted else None,
+        )
+    if not wanted:
+        return corpus
+    for split in SPLITS:
+        documents, tokens = corpus.counts(split)
+        console.print(f"  {split}: {documents:,} documents, {tokens:,} tokens")
+    return corpus
 
 
 def _finish(
-    run: Run, store: Store, result: TrainResult, world: World, console: Console, prepared: float, command: str
+    run: Run, corpus: Corpus, result: TrainResult, world: World, console: Console, prepared: float, command: str
 ) -> dict[str, Any]:
     """Evaluate, sample, export and report; the summary is written last."""
     began = time.perf_counter()
     say = console.print
     model = result.model.eval()
-    eot = store.tokenizer.eot_id
+    eot = corpus.tokenizer.eot_id
     params = run.model.costs().params
     tokens = result.step * run.train.batch_tokens
     summary: dict[str, Any] = {
@@ -131,14 +134,14 @@ def _finish(
     }
     if run.data.heldout:
         say("Evaluating on the held-out documents")
-        score = evaluate(model, store.documents("heldout"), eot, precision=run.train.precision)
+        score = evaluate(model, corpus.documents("heldout"), eot, precision=run.train.precision)
         summary["bpb"] = score.bpb
         summary["heldout"] = {"docs": score.docs, "bytes": score.bytes, "tokens": score.tokens}
         if run.finish.baselines:
-            summary["baselines"] = compressors(store.text("heldout"))
+            summary["baselines"] = compressors(corpus.text("heldout"))
         if run.finish.samples:
             say("Sampling")
-            summary |= _samples(run, store, result)
+            summary |= _samples(run, corpus, result)
     for target in run.finish.export:
         say(f"Exporting to {target} and verifying")
         summary["export"].append(_export(target, result))
@@ -152,15 +155,17 @@ def _finish(
     return summary
 
 
-def _samples(run: Run, store: Store, result: TrainResult) -> dict[str, Any]:
+def _samples(run: Run, corpus: Corpus, result: TrainResult) -> dict[str, Any]:
     """Continuations of held-out documents."""
     sampling = Sampling(temperature=0.7, top_p=0.95, seed=run.train.seed)
-    eot = store.tokenizer.eot_id
-    documents = [doc.tokens.tolist() for doc in store.documents("heldout")]
+    eot = corpus.tokenizer.eot_id
+    documents = [doc.tokens.tolist() for doc in corpus.documents("heldout")]
     samples = []
     for prompt in pick_prompts(documents, run.finish.samples, PROMPT_TOKENS):
         ids = list(generate(result.model, [eot, *prompt], max_new_tokens=SAMPLE_TOKENS, sampling=sampling, stop=eot))
-        samples.append({"prompt": store.tokenizer.decode(prompt), "continuation": store.tokenizer.decode(ids)})
+        samples.append(
+            {"prompt": corpus.tokenizer.decode(prompt), "continuation": corpus.tokenizer.decode(ids, whole=False)}
+        )
     return {"samples": samples, "sampling": {"temperature": sampling.temperature, "top_p": sampling.top_p}}
 
 

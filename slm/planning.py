@@ -6,8 +6,9 @@ import os
 from typing import Any
 
 from slm.cost.memory import training_bytes
-from slm.data.prepare import store_path
-from slm.data.store import Store
+from slm.data.plan import Horizon
+from slm.data.plan.of_corpus import plan_of
+from slm.data.prepare import missing, open_corpus, store_paths
 from slm.export.targets import choose, why_not
 from slm.run import Run
 
@@ -34,7 +35,7 @@ def plan_run(run: Run, recipe: str) -> dict[str, Any]:
         ffn_hidden=run.model.ffn.hidden or 0,
         bf16=run.train.precision == "bf16",
     )
-    source = _source(run, tokens)
+    sources = _sources(run, steps)
     target, reasons = choose(run.model)
     run.train.schedule.factor(0, total=steps, batch_tokens=run.train.batch_tokens, params=cost.params["unique"])
     return {
@@ -49,7 +50,7 @@ def plan_run(run: Run, recipe: str) -> dict[str, Any]:
         "batch_tokens": run.train.batch_tokens,
         "flops_total": cost.flops_per_token["train"] * tokens,
         "memory": memory,
-        "data": [source],
+        "data": sources,
         "export": {
             "hf": {
                 "class": target.architecture if target else None,
@@ -57,33 +58,39 @@ def plan_run(run: Run, recipe: str) -> dict[str, Any]:
             }
         },
         "device": {},
-        "warnings": _warnings(run, source, steps),
+        "warnings": _warnings(run, sources, steps),
         "notes": list(run.notes),
     }
 
 
-def _source(run: Run, tokens: int) -> dict[str, Any]:
-    """Tokens and epochs of the run's source; None while there is no store."""
-    path = store_path(run.data, run.tokenizer, run.impl.data_dir)
-    known = None
-    if (path / "manifest.json").exists():
-        split = Store.open(path).split("train")
-        known = split.tokens + len(split)
-    return {
-        "source": run.data.source.part_name,
-        "tokens": known,
-        "epochs": tokens / known if known else None,
-        "store": str(path),
-    }
+def _sources(run: Run, steps: int) -> list[dict[str, Any]]:
+    """Tokens and epochs of each of the run's sources; None where a store is yet to be made."""
+    paths = store_paths(run.data, run.tokenizer, run.impl.data_dir)
+    listed: list[dict[str, Any]] = [
+        {"source": name, "store": str(path), "tokens": None, "epochs": None} for name, path in paths.items()
+    ]
+    if missing(run.data, run.tokenizer, run.impl.data_dir):
+        return listed
+    rows = run.train.batch_tokens // run.data.seq_len
+    params = run.model.costs().params["unique"]
+    corpus = open_corpus(run.data, run.tokenizer, run.impl.data_dir)
+    plan = plan_of(corpus, run.data, horizon=Horizon(steps * rows, rows, params))
+    drawn = dict(zip(plan.names, plan.drawn(steps * rows).tolist(), strict=True))
+    by_name = {source.name: source for source in plan.sources}
+    for entry in listed:
+        index = by_name[entry["source"]].index
+        entry |= {"tokens": index.kept, "epochs": drawn[entry["source"]] / index.rows}
+    return listed
 
 
-def _warnings(run: Run, source: dict[str, Any], steps: int) -> list[str]:
+def _warnings(run: Run, sources: list[dict[str, Any]], steps: int) -> list[str]:
     found = []
-    if source["epochs"] and source["epochs"] > MANY_EPOCHS:
-        found.append(
-            f"{source['epochs']:.1f} epochs of {source['source']}: past {MANY_EPOCHS}, repeated text is worth clearly less than new text."
-        )
-    if run.data.source.part_name == "stdlib" and run.name != "quickstart":
+    for source in sources:
+        if source["epochs"] and source["epochs"] > MANY_EPOCHS:
+            found.append(
+                f"{source['epochs']:.1f} epochs of {source['source']}: past {MANY_EPOCHS}, repeated text is worth clearly less than new text."
+            )
+    if "stdlib" in run.data.members and run.name != "quickstart":
         found.append("the source 'stdlib' is a smoke corpus: source code, and other for every Python version.")
     if steps < 10:
         found.append(f"only {steps} steps: the warm-up and the decay of the schedule can't do their work.")

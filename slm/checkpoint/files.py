@@ -7,7 +7,7 @@
         optimizer.safetensors   "<parameter>/<state>" tensors
         state.json              step, data position, counters
         config.yaml             the resolved experiment, itself a recipe
-        tokenizer.json
+        tokenizer.json          (tokenizer.model, if it is sentencepiece's)
         manifest.json           size and CRC-32 per 1 MiB block of every file, written last
     <run>/checkpoints/latest    name of the newest one, for scripts
 
@@ -29,6 +29,7 @@ import safetensors.torch
 from torch import Tensor
 
 from slm.config.errors import RunError
+from slm.config.files import replace_durably, sync_directory, write_durably
 
 BLOCK = 1 << 20
 FORMAT = 1
@@ -69,7 +70,7 @@ def save(
         "optimizer.safetensors": lambda: safetensors.torch.save(_plain(optimizer)),
         "state.json": lambda: json.dumps(state, indent=1).encode(),
         "config.yaml": config.encode,
-        "tokenizer.json": lambda: tokenizer,
+        tokenizer_file(tokenizer): lambda: tokenizer,
     }
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -77,13 +78,13 @@ def save(
         manifest: dict[str, Any] = {"format": FORMAT, "step": step, "files": {}}
         for name, content in files.items():
             raw = content()
-            _write(partial / name, raw)
+            write_durably(partial / name, raw)
             manifest["files"][name] = {"bytes": len(raw), "crc32": _checksums(raw)}
-        _write(partial / "manifest.json", json.dumps(manifest).encode())
-        _sync_dir(partial)
+        write_durably(partial / "manifest.json", json.dumps(manifest).encode())
+        sync_directory(partial)
         shutil.rmtree(final, ignore_errors=True)  # only ever a damaged or repeated save of the same step
         os.replace(partial, final)
-        _point(folder, final.name)
+        replace_durably(folder / "latest", final.name.encode())
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         before = latest(run_dir)
@@ -95,6 +96,11 @@ def save(
     for old in _steps(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def tokenizer_file(raw: bytes) -> str:
+    """What a tokenizer's file is called: ``tokenizer.json``, or ``tokenizer.model`` for sentencepiece's own format."""
+    return "tokenizer.json" if raw.lstrip()[:1] == b"{" else "tokenizer.model"
 
 
 def latest(run_dir: Path) -> Path | None:
@@ -127,7 +133,7 @@ def load(path: Path) -> Checkpoint:
         safetensors.torch.load(raw["optimizer.safetensors"]),
         json.loads(raw["state.json"]),
         raw["config.yaml"].decode(),
-        raw["tokenizer.json"],
+        next(content for name, content in raw.items() if name.startswith("tokenizer.")),
     )
 
 
@@ -183,24 +189,3 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _checksums(raw: bytes) -> list[int]:
     view = memoryview(raw)
     return [zlib.crc32(view[i : i + BLOCK]) for i in range(0, len(raw), BLOCK)]
-
-
-def _write(path: Path, raw: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _point(folder: Path, name: str) -> None:
-    _write(folder / "latest.partial", name.encode())
-    os.replace(folder / "latest.partial", folder / "latest")
-    _sync_dir(folder)
-
-
-def _sync_dir(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

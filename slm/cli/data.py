@@ -7,34 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from slm.cli.output import JsonFlag, Overrides, Recipe, console, emit_json, table
+from slm.cli.output import JsonFlag, Overrides, Recipe, emit_json, table
+from slm.cli.tokenize import import_, tokenize
 
-StorePath = Annotated[Path, typer.Argument(help="A token store.")]
+StorePath = Annotated[str, typer.Argument(help="A token store: a directory or a URL.")]
 
 
 def register(app: typer.Typer) -> None:
     verbs = typer.Typer(help="Token stores.", no_args_is_help=True, rich_markup_mode=None)
     verbs.command("tokenize")(tokenize)
-    verbs.command("verify")(verify)
-    verbs.command("stats")(stats)
-    verbs.command("plan")(plan)
-    verbs.command("show")(show)
+    verbs.command("import")(import_)
+    for verb in (verify, stats, plan, show, where, diff):
+        verbs.command(verb.__name__)(verb)
     app.add_typer(verbs, name="data")
-
-
-def tokenize(recipe: Recipe, overrides: Overrides = None, json: JsonFlag = False) -> None:
-    """Make the token store of a recipe, without training."""
-    from slm.config.compose import compose
-    from slm.data.prepare import prepare
-    from slm.run import Run
-
-    run = compose(recipe, overrides, schema=Run).config
-    with console(json).status("tokenising"):
-        store = prepare(run.data, run.tokenizer, run.impl.data_dir)
-    if json:
-        emit_json({"store": str(store.path), **_figures(store)})
-    else:
-        typer.echo(str(store.path))
 
 
 def verify(store: StorePath, json: JsonFlag = False) -> None:
@@ -49,44 +34,64 @@ def verify(store: StorePath, json: JsonFlag = False) -> None:
         typer.echo(f"{store}: every block, index and metadata file is as written.")
 
 
-def stats(store: StorePath, json: JsonFlag = False) -> None:
-    """Documents, tokens and lengths of each split."""
+def stats(
+    store: StorePath,
+    plot: Annotated[Path | None, typer.Option(help="Draw the lengths into this file (.svg, .png, .pdf).")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Documents, tokens and lengths of each split, and where every record of the input went."""
+    from slm.data.inspect import figures, plot_lengths
     from slm.data.store import Store
 
-    figures = _figures(Store.open(store))
+    result = {"store": str(store), **figures(Store.open(store))}
+    if plot is not None:
+        plot_lengths(result, plot)
     if json:
-        emit_json({"store": str(store), **figures})
-    else:
-        rows = [
-            [name, *(f"{v:,.2f}" if isinstance(v, float) else f"{v:,}" for v in s.values())]
-            for name, s in figures["splits"].items()
+        emit_json(result)
+        return
+    columns = ("documents", "tokens", "bytes", "bytes_per_token", "mean_length", "median_length", "longest", "shards")
+    rows = [[name, *(_number(split[c]) for c in columns)] for name, split in result["splits"].items()]
+    table(["split", *(c.replace("_", " ") for c in columns)], rows, right=tuple(range(1, 9)))
+    for name, split in result["splits"].items():
+        most = max((b["tokens"] for b in split["lengths"]), default=1)
+        bars = [
+            [
+                f"{b['from']:,} to {b['below'] - 1:,}",
+                f"{b['documents']:,}",
+                f"{b['tokens']:,}",
+                "█" * round(30 * b["tokens"] / most),
+            ]
+            for b in split["lengths"]
         ]
-        table(
-            ["split", "documents", "tokens", "bytes", "bytes/token", "median length", "longest"],
-            rows,
-            right=(1, 2, 3, 4, 5, 6),
-        )
-        typer.echo(f"dropped: {figures['dropped']}")
+        table([f"{name}: document length", "documents", "tokens", "share of tokens"], bars, right=(0, 1, 2))
+    account = result["accounting"]
+    table(["records", "number"], [["read", f"{account['read']:,}"], ["kept", f"{account['kept']:,}"], *([f"dropped: {r}", f"{n:,}"] for r, n in account["dropped"].items())], right=(1,))  # fmt: skip
 
 
 def plan(recipe: Recipe, overrides: Overrides = None, json: JsonFlag = False) -> None:
-    """Rows, fill and epochs of a recipe's data."""
-    _, run, made, rows = _plan(recipe, overrides)
-    epoch = made.tokens_per_epoch
-    params = run.model.costs().params["unique"]
-    steps = run.train.budget.total_steps(params, run.train.batch_tokens)
+    """Rows, fill and epochs of a recipe's data, stage by stage."""
+    from slm.data.plan.table import summary
+
+    opened = _open(recipe, overrides)
+    made = opened.plan
     result = {
-        "plan": made.hash,
+        **summary(made),
         "rows_per_epoch": made.rows_per_epoch,
-        "tokens_per_epoch": epoch,
-        "fill": epoch / made.rows_per_epoch / made.seq_len,
-        "rows": steps * rows,
-        "epochs": steps * rows / made.rows_per_epoch,
+        "tokens_per_epoch": made.tokens_per_epoch,
+        "fill": made.tokens_per_epoch / made.rows_per_epoch / made.seq_len,
+        "rows": opened.steps * opened.rows,
+        "epochs": opened.steps * opened.rows / made.rows_per_epoch,
     }
     if json:
         emit_json(result)
-    else:
-        table(["what", "value"], [[k, v] for k, v in result.items()])
+        return
+    table(
+        ["what", "value"], [[k, _number(v)] for k, v in result.items() if not isinstance(v, (list, dict))], right=(1,)
+    )
+    sources = [{"source": name, **figures} for name, figures in result["sources"].items()]
+    for rows in (sources, result["stages"], result["exhausted"]):
+        if rows:
+            table([c.replace("_", " ") for c in rows[0]], [[_number(v) for v in row.values()] for row in rows])
 
 
 def show(
@@ -94,49 +99,117 @@ def show(
     overrides: Overrides = None,
     step: Annotated[int, typer.Option(min=0, help="0-based optimiser step.")] = 0,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the batch to show.")] = 1,
+    width: Annotated[
+        int, typer.Option(min=20, help="Characters of each end of a piece; the middle is left out.")
+    ] = 300,
     json: JsonFlag = False,
 ) -> None:
     """What the model reads at a step: decoded rows with their document boundaries."""
-    store, _, made, per_batch = _plan(recipe, overrides)
-    shown: list[dict[str, Any]] = []
-    for n in range(step * per_batch, step * per_batch + min(rows, per_batch)):
-        row = made.row(n)
-        real = row.targets >= 0
-        pieces = [row.tokens[real & (row.docs == d)] for d in range(int(row.docs[real].max()) + 1)]
-        shown.append({"row": n, "pieces": [store.tokenizer.decode(p) for p in pieces]})
+    from slm.data.inspect import shown_rows
+
+    opened = _open(recipe, overrides)
+    found = shown_rows(
+        opened.corpus, opened.plan, range(step * opened.rows, step * opened.rows + min(rows, opened.rows))
+    )
     if json:
-        emit_json({"step": step, "rows": shown})
+        emit_json({"step": step, "rows": found})
         return
-    for item in shown:
-        for number, text in enumerate(item["pieces"]):
-            typer.echo(f"---- row {item['row']}, piece {number} ----\n{text}")
+    for row in found:
+        typer.echo(
+            f"━━ row {row['row']:,} (step {step}) ━━ {row['source']}, epoch {row['epoch']} ━━ {row['padding']} tokens of padding"
+        )
+        for piece in row["pieces"]:
+            ends = (
+                "┌ " if piece["starts"] else "┊ "
+            ) + f"{piece['id']}, tokens {piece['start']:,} to {piece['start'] + piece['length']:,}"
+            typer.echo(ends)
+            for line in _shortened(piece["text"], width).splitlines():
+                typer.echo(f"│ {line}")
+            typer.echo("└ end of the document" if piece["ends"] else "┊ goes on in another row")
 
 
-def _plan(recipe: str, overrides: list[str] | None):  # type: ignore[no-untyped-def]
-    """(store, run, plan, rows per batch) of a recipe; makes the store if it is missing."""
-    from slm.config.compose import compose
-    from slm.data.plan import Plan
-    from slm.data.prepare import prepare
-    from slm.run import Run
+def where(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    doc: Annotated[str, typer.Option(help="A document's id.")] = ...,  # type: ignore[assignment]
+    json: JsonFlag = False,
+) -> None:
+    """At which steps the run reads a document."""
+    from slm.data.inspect import occurrences
 
-    run = compose(recipe, overrides, schema=Run).config
-    store = prepare(run.data, run.tokenizer, run.impl.data_dir)
-    return store, run, Plan(store, run.data), run.train.batch_tokens // run.data.seq_len
+    opened = _open(recipe, overrides)
+    found = occurrences(opened.corpus, opened.plan, doc, rows=opened.steps * opened.rows, batch_rows=opened.rows)
+    if json:
+        emit_json({"doc": doc, "found": found})
+        return
+    for entry in found:
+        typer.echo(f"{doc} is document {entry['number']:,} of {entry['source']} ({entry['split']})")
+        if entry["split"] == "heldout":
+            typer.echo("It is held out: the run never trains on it.")
+        table(["step", "row", "epoch", "tokens"], [[o["step"], o["row"], o["epoch"], f"{o['start']:,} to {o['start'] + o['length']:,}"] for o in entry["occurrences"]])  # fmt: skip
 
 
-def _figures(store) -> dict:  # type: ignore[no-untyped-def, type-arg]
-    import numpy as np
+def diff(
+    first: Annotated[str, typer.Argument(help="A store, or a recipe.")],
+    second: Annotated[str, typer.Argument(help="Another store, or recipe.")],
+    json: JsonFlag = False,
+) -> None:
+    """What differs between two stores, or between the plans of two recipes."""
+    from slm.data.inspect import compare_plans, compare_stores, is_store
+    from slm.data.store import Store
 
-    splits = {}
-    for name, split in store.splits.items():
-        size = sum(s.entry["bytes"] for s in split.shards)
-        lengths = split.lengths if len(split) else np.zeros(1, np.int64)
-        splits[name] = {
-            "documents": len(split),
-            "tokens": split.tokens,
-            "bytes": size,
-            "bytes_per_token": size / max(1, split.tokens),
-            "median_length": int(np.median(lengths)),
-            "longest": int(lengths.max()),
-        }
-    return {"splits": splits, "dropped": store.manifest["dropped"], "tokenizer": store.manifest["tokenizer"]}
+    if is_store(first) and is_store(second):
+        result = compare_stores(Store.open(first), Store.open(second))
+    else:
+        result = compare_plans(_open(first, None).plan, _open(second, None).plan)
+    if json:
+        emit_json({"first": first, "second": second, **result})
+        return
+    for line in result.pop("settings"):
+        typer.echo(line)
+    for key, value in result.items():
+        if isinstance(value, dict):
+            for name, entry in value.items():
+                typer.echo(f"{name}: " + "; ".join(f"{k} {_number(v)}" for k, v in entry.items()))
+        else:
+            typer.echo(f"{key.replace('_', ' ')}: {_number(value)}")
+
+
+class _Open:
+    """The data of a recipe, opened (and made, if it is missing)."""
+
+    def __init__(self, recipe: str, overrides: list[str] | None) -> None:
+        from slm.config.compose import compose
+        from slm.data.plan import Horizon
+        from slm.data.plan.of_corpus import plan_of
+        from slm.data.prepare import prepare
+        from slm.run import Run
+
+        run = compose(recipe, overrides, schema=Run).config
+        self.corpus = prepare(run.data, run.tokenizer, run.impl.data_dir, workers=run.impl.workers)
+        params = run.model.costs().params["unique"]
+        self.steps = run.train.budget.total_steps(params, run.train.batch_tokens)
+        self.rows = run.train.batch_tokens // run.data.seq_len
+        self.plan = plan_of(self.corpus, run.data, horizon=Horizon(self.steps * self.rows, self.rows, params))
+
+
+def _open(recipe: str, overrides: list[str] | None) -> _Open:
+    return _Open(recipe, overrides)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: ""}[value]
+    if isinstance(value, (tuple, list)):
+        return " to ".join(map(_number, dict.fromkeys(value)))
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _shortened(text: str, width: int) -> str:
+    return (
+        text
+        if len(text) <= 2 * width
+        else f"{text[:width]}\n[... {len(text) - 2 * width:,} characters ...]\n{text[-width:]}"
+    )

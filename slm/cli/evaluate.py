@@ -28,37 +28,40 @@ def evaluate(
     from slm.checkpoint import restore
     from slm.config.compose import import_plugins
     from slm.config.errors import ConfigError
+    from slm.data.corpus import Corpus
     from slm.data.store import Store
     from slm.eval.baselines import compressors
+    from slm.eval.bpb import corpus_of, sum_of
     from slm.eval.bpb import evaluate as measure
-    from slm.eval.bpb import store_of
     from slm.train.parallel import pick_device
 
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"--precision {precision}: choose fp32 or bf16.")
     import_plugins(plugins or [])
     restored = restore(checkpoint, device=pick_device(device))
-    opened = Store.open(store or store_of(restored.config))
-    if opened.tokenizer.to_bytes() != restored.tokenizer:
+    corpus = Corpus({"store": Store.open(store)}) if store else corpus_of(restored.config)
+    where = ", ".join(str(opened.path) for opened in corpus.stores.values())
+    if corpus.tokenizer_bytes != restored.tokenizer:
         raise ConfigError(
-            f"The store {opened.path} was made with another tokenizer than {restored.path}: its ids mean other text."
+            f"The store {where} was made with another tokenizer than {restored.path}: its ids mean other text."
         )
-    score = measure(restored.model, opened.documents("heldout"), opened.tokenizer.eot_id, precision=precision)
+    eot, scores = corpus.tokenizer.eot_id, {}
+    for name, opened in corpus.stores.items():
+        scores[name] = measure(restored.model, opened.documents("heldout"), eot, precision=precision)
+    score = sum_of(scores.values())
     result: dict[str, Any] = {
         "checkpoint": str(restored.path),
-        "bpb": {"heldout": score.bpb},
+        "bpb": {"heldout": score.bpb} | ({n: s.bpb for n, s in scores.items()} if len(scores) > 1 else {}),
         "documents": score.docs,
         "bytes": score.bytes,
         "tokens": score.tokens,
-        "baselines": compressors(opened.text("heldout")),
+        "baselines": compressors(corpus.text("heldout")),
         "tasks": {},
         "groups": {},
     }
     if json:
         emit_json(result)
         return
-    typer.echo(
-        f"{score.bpb:.4f} bits per byte on {score.docs} held-out documents ({score.bytes:,} bytes) of {opened.path}"
-    )
+    typer.echo(f"{score.bpb:.4f} bits per byte on {score.docs} held-out documents ({score.bytes:,} bytes) of {where}")
     for name, value in result["baselines"].items():
         typer.echo(f"{value:.4f} {name} on the same bytes")

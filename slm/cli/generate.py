@@ -48,8 +48,15 @@ def generate(
     for token in decode(restored.model, ids, max_new_tokens=max_new_tokens, sampling=sampling, stop=tokenizer.eot_id):
         new.append(token)
         if not json:
-            typer.echo(stream.feed(tokenizer.decode_bytes([token])), nl=False)
+            typer.echo(stream.feed(tokenizer.decode_bytes([token], whole=False)), nl=False)
     if json:
-        emit_json({"checkpoint": str(restored.path), "prompt": prompt, "text": tokenizer.decode(new), "tokens": new})
+        emit_json(
+            {
+                "checkpoint": str(restored.path),
+                "prompt": prompt,
+                "text": tokenizer.decode(new, whole=False),
+                "tokens": new,
+            }
+        )
     else:
         typer.echo(stream.end())

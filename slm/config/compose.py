@@ -226,7 +226,7 @@ def _describe(swap: _Swap, config: Config) -> str:
     """``model.attention: gqa -> mla (kept heads=9; dropped kv_heads=3; q_rank=288 by default)``."""
     part: Any = config
     for key in swap.place.path.split("."):
-        part = getattr(part, key)
+        part = part[key] if isinstance(part, dict) else getattr(part, key)
     if part is None:  # a later override emptied the slot again
         return f"{swap.place.path}: {swap.old} -> none"
     default = {k: v for k, v in part.model_dump().items() if k not in swap.kept and k != "name" and v is not None}

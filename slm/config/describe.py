@@ -50,11 +50,16 @@ def _fields(cls: type[Part]) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "type": kind,
-                "default": "from the width" if default == "None" else default,
+                "default": _unset(cls) if default == "None" else default,
                 "meaning": meanings.get(name, ""),
             }
         )
     return rows
+
+
+def _unset(cls: type[Part]) -> str:
+    """What a default of None means: parts of the model are completed from its width."""
+    return "from the width" if cls.__module__.startswith("slm.model.") else "none"
 
 
 def _meanings(cls: type[Part]) -> dict[str, str]:

@@ -49,8 +49,16 @@ def locate(schema: type[Config], data: dict[str, Any], path: str) -> Place:
     """
     owner, holder = schema, data
     keys = path.split(".")
+    named = False  # the next key is a user's own name: the field before it maps names to configs
     for depth, key in enumerate(keys):
         where = ".".join(keys[: depth + 1])
+        if named:
+            named = False
+            if depth == len(keys) - 1:
+                raise ConfigError(f"{where}: set a field inside, such as {where}.{next(iter(owner.model_fields))}=...")
+            inner = holder.get(key)
+            holder[key] = holder = dict(inner) if isinstance(inner, dict) else {}
+            continue
         if key not in owner.model_fields:
             raise ConfigError(
                 f"Unknown key {where!r}. {suggest(key, owner.model_fields)}{_elsewhere(schema, key, path)}"
@@ -59,6 +67,7 @@ def locate(schema: type[Config], data: dict[str, Any], path: str) -> Place:
         if depth == len(keys) - 1:
             return place
         owner = _inside(place)
+        named = _mapped_class(place.field.annotation) is not None
         inner = holder.get(key)
         if isinstance(inner, str):  # "attention: gqa"
             inner = {"name": inner}
@@ -82,10 +91,18 @@ def _inside(place: Place) -> type[Config]:
                 )
             name = default.part_name
         return place.registry.get(name)  # type: ignore[no-any-return]
-    nested = _config_class(place.field.annotation)
+    nested = _config_class(place.field.annotation) or _mapped_class(place.field.annotation)
     if nested is None:
         raise ConfigError(f"{place.path!r} is a single value and has no keys inside.")
     return nested
+
+
+def _mapped_class(annotation: Any) -> type[Config] | None:
+    """X of a field ``dict[str, X]`` (or None) that maps a user's own names to configs."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((c for c in map(_mapped_class, get_args(annotation)) if c), None)
+    arguments = get_args(annotation)
+    return _config_class(arguments[1]) if get_origin(annotation) is dict and len(arguments) == 2 else None
 
 
 def _config_class(annotation: Any) -> type[Config] | None:

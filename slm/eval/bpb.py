@@ -12,14 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from slm.config.errors import ConfigError
 from slm.data.config import Data
-from slm.data.prepare import store_path
+from slm.data.corpus import Corpus
+from slm.data.prepare import open_corpus
 from slm.data.store import StoredDocument
 from slm.data.tokenizer import tokenizer
 from slm.model.decoder import Decoder
@@ -38,6 +38,17 @@ class BitsPerByte:
     @property
     def bpb(self) -> float:
         return self.bits / self.bytes
+
+
+def sum_of(scores: Iterable[BitsPerByte]) -> BitsPerByte:
+    """The figure over several sets of documents together: bits and bytes add up."""
+    every = list(scores)
+    return BitsPerByte(
+        sum(s.bits for s in every),
+        sum(s.bytes for s in every),
+        sum(s.tokens for s in every),
+        sum(s.docs for s in every),
+    )
 
 
 def evaluate(
@@ -84,12 +95,11 @@ def evaluate(
     return BitsPerByte(nats / math.log(2), sum(d.bytes for d in docs), sum(len(d.tokens) for d in docs), len(docs))
 
 
-def store_of(config: dict[str, Any]) -> Path:
-    """The token store that a run was trained on, from its resolved config."""
+def corpus_of(config: dict[str, Any]) -> Corpus:
+    """The token stores that a run was trained on, from its resolved config."""
     if "data" not in config:
         raise ConfigError("This checkpoint was imported, so it has no token store of its own. Name one with --store.")
-    data, part = Data(**config["data"]), tokenizer.parse(config["tokenizer"])
-    return store_path(data, part, config["impl"]["data_dir"])
+    return open_corpus(Data(**config["data"]), tokenizer.parse(config["tokenizer"]), config["impl"]["data_dir"])
 
 
 def _windows(chain: list[int], context: int, stride: int) -> Iterator[tuple[list[int], list[int]]]:

@@ -26,6 +26,6 @@ def row_sums(model: Decoder, batches: Iterable[Batch], token_bytes_V: Tensor, pr
     return nats, size
 
 
-def bits_per_byte(nats: float, size: int) -> float:
+def bits_per_byte(nats: float, size: float) -> float:
     """Nats over bytes, in bits per byte."""
     return nats / math.log(2) / size

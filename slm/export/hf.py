@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from slm.checkpoint import Restored
 from slm.config.errors import ConfigError, RunError
+from slm.data.tokenizer import Tokenizer
 from slm.export.card import model_card
 from slm.export.families.tensors import to_theirs
 from slm.export.place import put, refuse_to_replace
@@ -26,7 +27,6 @@ from slm.model.decoder import Decoder
 
 TOLERANCE = 1e-5
 """Largest |logit difference| in fp32, relative to max(1, standard deviation of the logits)."""
-EOT = "<|endoftext|>"
 NO_TOKENIZER = b"{}"
 """Stands for the tokenizer in a checkpoint that was imported without one."""
 
@@ -99,8 +99,9 @@ def write(model: Decoder, target: Target, restored: Restored, out: Path) -> None
     ours = {name: p.detach() for name, p in model.named_parameters()}
     tensors = to_theirs(target.family, model.config, ours)
     safetensors.torch.save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    eot = _eot_id(restored.tokenizer)
-    special = {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": None}
+    mark = None if restored.tokenizer == NO_TOKENIZER else _end_of_text(restored.tokenizer)
+    eot, eot_id = mark or (None, None)
+    special = {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": None}
     config = {
         "architectures": [target.architecture],
         "model_type": target.family.model_type,
@@ -112,7 +113,7 @@ def write(model: Decoder, target: Target, restored: Restored, out: Path) -> None
     }
     tokenizer = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **({} if eot is None else {"bos_token": EOT, "eos_token": EOT}),
+        **({} if eot is None else {"bos_token": eot, "eos_token": eot}),
         "model_max_length": model.config.context,
         "clean_up_tokenization_spaces": False,
     }
@@ -126,7 +127,19 @@ def write(model: Decoder, target: Target, restored: Restored, out: Path) -> None
         (out / "tokenizer.json").write_bytes(restored.tokenizer)
 
 
-def _eot_id(tokenizer: bytes) -> int | None:
-    """The id of slm's document separator; None for an imported model whose tokenizer has none."""
-    added = json.loads(tokenizer).get("added_tokens", [])
-    return next((int(t["id"]) for t in added if t["content"] == EOT), None)
+def _end_of_text(raw: bytes) -> tuple[str, int] | None:
+    """Name and id of the token between documents; None for an imported model whose tokenizer has none.
+
+    Raises:
+        ConfigError: a sentencepiece model, which transformers would convert in its own way.
+    """
+    try:
+        tokenizer = Tokenizer.from_bytes(raw)
+    except ConfigError:
+        return None
+    if tokenizer.file_name != "tokenizer.json":
+        raise ConfigError(
+            "The tokenizer is a sentencepiece model, and an export to Hugging Face takes a tokenizer.json: other tools convert "
+            "sentencepiece files each in their own way, and the ids would not be proven equal. Train with tokenizer=bpe to export."
+        )
+    return tokenizer.eot, tokenizer.eot_id

@@ -39,13 +39,22 @@ def write_run_report(run_dir: Path) -> Path:
         bars=_bars(summary),
         charts=_charts(train, evals, summary),
         parts=_parts(config["model"]),
-        source=_fields(config["data"]["source"]),
+        source=_source(config["data"]),
         optim=_fields(config["train"]["optim"]),
         schedule=_fields(config["train"]["schedule"]),
         budget=_fields(config["train"]["budget"]),
         mfu=_median([r["mfu_causal"] for r in train if r["mfu_causal"] is not None]),
     )
     return write(run_dir / "report.html", page)
+
+
+def _source(data: dict[str, Any]) -> dict[str, str]:
+    """What was read: names of the sources, and the settings of a single one."""
+    if data.get("sources"):
+        return {"names": ", ".join(data["sources"]), "settings": ""}
+    if data.get("store"):
+        return {"names": data["store"], "settings": ""}
+    return {"names": data["source"]["name"], "settings": _fields(data["source"])}
 
 
 def bpb_chart(train: list[dict[str, Any]], evals: list[dict[str, Any]], summary: dict[str, Any] | None) -> Chart:

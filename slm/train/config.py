@@ -79,7 +79,9 @@ class Impl(Config):
     data_dir: str = "data"
     """Where token stores are kept."""
     workers: int | None = pydantic.Field(None, gt=0)
-    """Threads that tokenise; None takes all cores."""
+    """Processes that tokenise; None takes one per core, or a single one for little text."""
+    tokenizer_backend: Literal["auto", "hf", "tiktoken", "gigatoken", "sentencepiece"] = "auto"
+    """The library that encodes; each is checked against the tokenizer's own on the first documents of every file."""
 
 
 class Wandb(Config):

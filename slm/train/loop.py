@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from slm.config.durations import Duration
 from slm.config.errors import RunError
 from slm.cost.device import peak_flops
+from slm.data.corpus import Corpus
 from slm.data.loader import Batch, Loader, make_batch
-from slm.data.plan import Plan
-from slm.data.store import Store
+from slm.data.plan import Horizon, Plan
+from slm.data.plan.of_corpus import plan_of
 from slm.eval.rows import bits_per_byte, row_sums
 from slm.model.decoder import Decoder
 from slm.model.precision import autocast
@@ -70,7 +71,7 @@ class LossModule(nn.Module):
         return sums.loss, sums.nll
 
 
-def train(run: "Run", store: Store, world: World, progress: TrainProgress | None = None) -> TrainResult:
+def train(run: "Run", corpus: Corpus, world: World, progress: TrainProgress | None = None) -> TrainResult:
     """Train a run to the end of its budget, going on from its newest checkpoint if there is one.
 
     Raises:
@@ -83,7 +84,7 @@ def train(run: "Run", store: Store, world: World, progress: TrainProgress | None
         if world.main:
             stack.enter_context(claimed(run, run_dir))
         stop = stack.enter_context(StopRequest())
-        session = Session(run, store, world, run_dir, progress)
+        session = Session(run, corpus, world, run_dir, progress)
         stack.callback(session.close)
         session.start()
         while session.state.step < session.total and not world.any(stop.requested):
@@ -95,18 +96,23 @@ def train(run: "Run", store: Store, world: World, progress: TrainProgress | None
 class Session:
     """One process's work on a run, from (re)start to end."""
 
-    def __init__(self, run: "Run", store: Store, world: World, run_dir: Path, progress: TrainProgress) -> None:
-        self.run, self.store, self.world, self.run_dir, self.progress = run, store, world, run_dir, progress
+    def __init__(self, run: "Run", corpus: Corpus, world: World, run_dir: Path, progress: TrainProgress) -> None:
+        self.run, self.corpus, self.world, self.run_dir, self.progress = run, corpus, world, run_dir, progress
         if run.impl.threads:
             torch.set_num_threads(run.impl.threads)
         costs = run.model.costs()
         self.params, self.cost, self.palm = costs.params["unique"], costs.total, costs.flops_per_token["train_palm"]
         self.total = run.train.budget.total_steps(self.params, run.train.batch_tokens)
-        loader = Loader(
-            Plan(store, run.data), run.train.batch_tokens // run.data.seq_len, rank=world.rank, world=world.size
-        )
-        self.state: TrainState = build(run, store, loader, world)
-        self.token_bytes = torch.from_numpy(store.tokenizer.token_bytes)
+        rows = run.train.batch_tokens // run.data.seq_len
+        plan = plan_of(corpus, run.data, horizon=Horizon(self.total * rows, rows, self.params))
+        if plan.limit is not None and plan.limit < self.total * rows:
+            self.total = plan.limit // rows  # data.on_exhaust=stop: a source ends before the budget does
+            progress.say(
+                f"A source is used up after {self.total:,} steps, and data.on_exhaust=stop: the run ends there."
+            )
+        loader = Loader(plan, rows, rank=world.rank, world=world.size, say=progress.say)
+        self.state: TrainState = build(run, corpus, loader, world)
+        self.token_bytes = torch.from_numpy(corpus.tokenizer.token_bytes)
         self.peak = peak_flops(torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None)
         self.rate(0)  # a schedule that doesn't fit the budget is refused before anything is spent
         self.eval_every = self._steps(run.log.eval_every) if run.data.heldout else 0
@@ -198,7 +204,7 @@ class Session:
         if self.saved_at != self.state.step:
             if self.log:
                 self.log.flush()
-            save(self.state, self.run, self.store, self.run_dir, self.world)
+            save(self.state, self.run, self.corpus, self.run_dir, self.world)
             self.saved_at = self.state.step
             self.world.barrier()
 
@@ -266,22 +272,30 @@ class Session:
         }
 
     @cached_property
-    def heldout(self) -> Plan:
-        """The held-out rows, in an order of their own."""
-        return Plan(self.store, self.run.data, "heldout")
+    def heldout(self) -> dict[str, Plan]:
+        """The held-out rows of each source, in an order of their own."""
+        return {name: plan_of(self.corpus, self.run.data, "heldout", source=name) for name in self.corpus.stores}
 
     def _evaluate(self) -> None:
-        """Bits per byte on the first held-out rows, shared among the processes."""
+        """Bits per byte on the first held-out rows of each source, shared among the processes."""
         self._tick()
-        plan = self.heldout
+        self.state.model.eval()
+        sums = {name: self._heldout_sums(plan) for name, plan in self.heldout.items()}
+        self.state.model.train()
+        nats, size = map(sum, zip(*sums.values(), strict=True))
+        record = {"kind": "eval", "step": self.state.step, "heldout_bpb": bits_per_byte(nats, size)}
+        if len(sums) > 1:
+            record["heldout_bpb_by_source"] = {name: bits_per_byte(*own) for name, own in sums.items()}
+        self._publish(record)
+        self.clock = time.perf_counter()  # evaluation is no training time
+
+    def _heldout_sums(self, plan: Plan) -> tuple[float, float]:
+        """(nats, bytes) over the first held-out rows of a source."""
         mine = range(self.world.rank, min(self.run.log.eval_rows, plan.rows_per_epoch), self.world.size)
         batches = (make_batch(plan, mine[i : i + EVAL_ROWS]) for i in range(0, len(mine), EVAL_ROWS))
-        self.state.model.eval()
         sums = row_sums(self.state.model, batches, self.token_bytes, self.run.train.precision)
-        self.state.model.train()
         nats, size = self.world.sum(torch.tensor(sums).to(self.state.sums)).tolist()
-        self._publish({"kind": "eval", "step": self.state.step, "heldout_bpb": bits_per_byte(nats, size)})
-        self.clock = time.perf_counter()  # evaluation is no training time
+        return nats, size
 
     def _publish(self, record: dict[str, Any]) -> None:
         if self.log:

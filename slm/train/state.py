@@ -12,8 +12,8 @@ from torch import Tensor
 from slm import checkpoint
 from slm.checkpoint.restore import load_weights
 from slm.config.yaml import dump_yaml
+from slm.data.corpus import Corpus
 from slm.data.loader import Loader
-from slm.data.store import Store
 from slm.model.classes import classify
 from slm.model.decoder import Decoder
 from slm.model.init import describe_tensor
@@ -43,7 +43,7 @@ class TrainState:
     """Time spent in steps, over all sessions."""
 
 
-def build(run: "Run", store: Store, loader: Loader, world: World) -> TrainState:
+def build(run: "Run", corpus: Corpus, loader: Loader, world: World) -> TrainState:
     """A fresh state: initial weights from the seed, optimisers with every parameter in exactly one group."""
     model = Decoder(run.model).init_weights(run.train.seed).to(world.device)
     model.attention_backend = run.impl.attention
@@ -68,7 +68,7 @@ def named_parameters(model: Decoder) -> list[NamedParameter]:
     return found
 
 
-def save(state: TrainState, run: "Run", store: Store, run_dir: Path, world: World) -> None:
+def save(state: TrainState, run: "Run", corpus: Corpus, run_dir: Path, world: World) -> None:
     """Write a checkpoint of the state, on the main process."""
     sums = world.sum(state.sums.clone())
     if world.main:
@@ -88,7 +88,7 @@ def save(state: TrainState, run: "Run", store: Store, run_dir: Path, world: Worl
             optimizer=_optimizer_tensors(state),
             state=counters,
             config=dump_yaml(run.model_dump(mode="json"), run.notes),
-            tokenizer=(store.path / "tokenizer.json").read_bytes(),
+            tokenizer=corpus.tokenizer_bytes,
             keep=run.log.keep,
         )
 

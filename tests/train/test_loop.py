@@ -138,7 +138,7 @@ def test_a_corrupt_checkpoint_is_named_and_not_passed_over(tiny) -> None:
 
 
 def test_changed_data_is_refused(tiny, tmp_path: Path) -> None:
-    from slm.data.plan import Plan
+    from slm.data.plan.of_corpus import plan_of
 
     run = tiny()
     go(run)
@@ -146,7 +146,7 @@ def test_changed_data_is_refused(tiny, tmp_path: Path) -> None:
     other = prepare(
         run.data.with_(source={"name": "synthetic", "seed": 5, "count": 96, "length": 40}), run.tokenizer, "data"
     )
-    assert Plan(store, run.data).hash != Plan(other, run.data).hash
+    assert plan_of(store, run.data).hash != plan_of(other, run.data).hash
     with pytest.raises(RunError, match="data changed under the run"):
         train(run, other, ALONE)
 

@@ -45,13 +45,35 @@ def weights(path: str) -> dict[str, torch.Tensor]:
     return checkpoint.load(checkpoint.latest(Path(path))).model
 
 
+MIXTURE = {
+    "data": {
+        "sources": {
+            "one": {"source": {"name": "synthetic", "count": 96, "length": 40}, "max_epochs": 9},
+            "two": {"source": {"name": "synthetic", "count": 60, "length": 90, "seed": 1}},
+        },
+        "mixture": [
+            {"until": "40%", "weights": {"one": 0.7, "two": 0.3}},
+            {"until": "60%", "weights": {"one": 0.2, "two": 0.8}, "ramp": True},
+            {"weights": {"one": 0.2, "two": 0.8}},
+        ],
+        "on_exhaust": "renormalise",
+        "seq_len": 32,
+        "heldout": 0.1,
+    }
+}
+
+
 @pytest.mark.slow
-def test_three_kills_at_random_moments_change_nothing(tiny) -> None:
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("count", "changes"), [(3, {}), (20, MIXTURE)], ids=["one source", "a mixture"])
+def test_kills_at_random_moments_change_nothing(tiny, count: int, changes: dict) -> None:
     steps = 300
-    file = recipe(tiny, train__budget={"steps": steps}, log__checkpoint_every="7 steps", log__eval_every="50 steps")
+    file = recipe(
+        tiny, train__budget={"steps": steps}, log__checkpoint_every="7 steps", log__eval_every="50 steps", **changes
+    )
     subprocess.run(command(file, "log.dir=whole"), check=True, capture_output=True)
     random.seed(time.time_ns())
-    kills = sorted(random.sample(range(10, steps - 20), 3))
+    kills = sorted(random.sample(range(5, steps - 20), count))
     for at in kills:
         process = subprocess.Popen(
             command(file, "log.dir=killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -59,7 +81,7 @@ def test_three_kills_at_random_moments_change_nothing(tiny) -> None:
         wait_for_step(process, Path("killed"), at)
         time.sleep(random.random() * 0.05)  # anywhere within a step, or a save
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
     subprocess.run(command(file, "log.dir=killed"), check=True, capture_output=True)
     a, b = weights("whole"), weights("killed")
     assert all(torch.equal(a[n], b[n]) for n in a), f"killed at {kills}"

@@ -1,0 +1,156 @@
+"""Work that is measured in a process of its own: ``python -m slm.bench.jobs NAME '{"argument": ...}'``.
+
+A job reports one JSON object: wall, cpu and amount of its timed part, and the most memory it had. In a process of its
+own nothing is warm from an earlier measurement, memory is its own, and a peer's logging stays out of the output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from slm.config.errors import RunError
+
+
+def run_job(name: str, **arguments: Any) -> dict[str, Any]:
+    """Run a job; returns its report. Raises `RunError` with the end of its standard error if it fails."""
+    command = [sys.executable, "-m", "slm.bench.jobs", name, json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=_environment())
+    if done.returncode:
+        raise RunError(f"The benchmark's job {name} {arguments} failed: {done.stderr.strip()[-2000:]}")
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
+
+
+def _environment() -> dict[str, str]:
+    """As ours, without the switches that the user or the tests set for a tokenizer's threads."""
+    return {k: v for k, v in os.environ.items() if k not in ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS")}
+
+
+def tokenise(text: str, tokenizer: str, out: str, backend: str, workers: int) -> dict[str, Any]:
+    """Files of JSON lines to a finished store, with all that `slm data tokenize` does by default, but none held out."""
+    from slm.bench.clock import timed
+    from slm.data.ingest.build import build
+    from slm.data.ingest.config import Curation
+    from slm.data.sources.local import Local
+    from slm.data.tokenizer import FromFile
+    from slm.data.tokenizer.backends import FAST
+
+    for name in FAST if backend == "auto" else {backend} & set(FAST):
+        __import__(name)  # the peer's libraries are imported before its clock starts, too
+
+    def work() -> float:
+        part = FromFile(path=tokenizer)
+        store = build(Path(out), (Local(paths=(text,)),), part, Curation(heldout=0), workers=workers, backend=backend)  # type: ignore[arg-type]
+        return float(sum(store.split(name).tokens for name in ("train", "heldout")))
+
+    timing = timed(work)
+    return {"wall": timing.wall, "cpu": timing.cpu, "amount": timing.amount}
+
+
+def datatrove(text: str, tokenizer: str, out: str, workers: int) -> dict[str, Any]:
+    """The same files through datatrove's DocumentTokenizer with its own defaults, shuffling included."""
+    import tokenizers  # noqa: F401
+    from datatrove.executor.local import LocalPipelineExecutor
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.tokens import DocumentTokenizer
+
+    from slm.bench.clock import timed
+
+    def work() -> float:
+        LocalPipelineExecutor(
+            [JsonlReader(text), DocumentTokenizer(f"{out}/tokens", tokenizer, seed=0)],
+            tasks=len(list(Path(text).iterdir())),
+            workers=workers,
+            logging_dir=f"{out}/logs",
+            start_method="spawn",  # as ours; the time of the default's children is nobody's, so it can't be counted
+        ).run()
+        return float(sum(file.stat().st_size for file in Path(out, "tokens").glob("*.ds")) // 2)
+
+    timing = timed(work)
+    return {"wall": timing.wall, "cpu": timing.cpu, "amount": timing.amount}
+
+
+def load(root: str, megabytes: float, seq_len: int, rows: int) -> dict[str, Any]:
+    """One epoch of a store through the loader."""
+    from slm.bench.corpus import Work
+    from slm.data.loader import Loader
+    from slm.data.plan import Plan
+
+    store = Work(Path(root), megabytes, 1).token_store(megabytes).open()
+    plan = Plan([("made", store)], seq_len=seq_len, eot=0, cache_dir=Path(root) / "plans")
+    tokens = 0
+    with Loader(plan, rows) as loader:
+        for _ in range(max(1, plan.rows_per_epoch // rows)):
+            tokens += next(loader).tokens_BT.numel()
+    return {"amount": tokens}
+
+
+JOBS: dict[str, Callable[..., dict[str, Any]]] = {"tokenise": tokenise, "datatrove": datatrove, "load": load}
+
+
+class Anonymous:
+    """Watches this process and its children: the most memory that is theirs alone, in bytes.
+
+    What is left out are pages of mapped files: the kernel takes those back whenever it wants, so they say how much
+    memory is free and not how much is needed.
+    """
+
+    def __init__(self) -> None:
+        self.peak, self._stop = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.05):
+            self.peak = max(self.peak, sum(map(_anonymous, _family(os.getpid()))))
+
+    def close(self) -> int:
+        """The peak."""
+        self._stop.set()
+        self._thread.join()
+        return max(self.peak, _anonymous(os.getpid()))
+
+
+def _family(pid: int) -> list[int]:
+    found, todo = [], [pid]
+    while todo:
+        found.append(one := todo.pop())
+        for task in Path(f"/proc/{one}/task").glob("*/children"):
+            try:
+                todo += map(int, task.read_text().split())
+            except OSError:  # it has just ended
+                continue
+    return found
+
+
+def _anonymous(pid: int) -> int:
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("RssAnon"))
+
+
+def _resident() -> int:
+    """The most memory that this process had, mapped files included, and the largest of its children's on top."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(resource.getrusage(kind).ru_maxrss for kind in kinds) << (0 if sys.platform == "darwin" else 10)
+
+
+def main() -> None:
+    name, arguments = sys.argv[1], json.loads(sys.argv[2])
+    watch = Anonymous()
+    report = JOBS[name](**arguments)
+    print(json.dumps({**report, "anonymous": watch.close(), "resident": _resident()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""JSON lines to a finished store, beside datatrove's DocumentTokenizer on the same files with the same tokenizer."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from slm.bench.clock import Timing, in_turns, rates, timing_of
+from slm.bench.corpus import Work
+from slm.bench.jobs import run_job
+from slm.bench.machine import version
+from slm.bench.results import Result, Target, result
+from slm.config.errors import RunError
+from slm.data.tokenizer import Tokenizer, why_not
+
+TARGETS = {"hf": 1.0, "tiktoken": 8.0, "gigatoken": 20.0}
+"""How many times as many tokens per second as datatrove."""
+
+
+def run(work: Work) -> Iterator[Result]:
+    """A result for every backend that can be had, with one worker and with as many as there are cores."""
+    text, tokenizer = work.text(), work.tokenizer()
+    opened = Tokenizer.from_bytes(tokenizer.read_bytes())
+    backends = {name: why_not(opened, name) for name in TARGETS}
+    peer = "datatrove" if version("datatrove") else None
+    for workers in sorted({1, os.cpu_count() or 1}):
+        contestants: dict[str, Callable[[], Timing]] = {}
+        for name, missing in backends.items():
+            if not missing:
+                contestants[name] = partial(
+                    _job, work, "tokenise", text=str(text), tokenizer=str(tokenizer), backend=name, workers=workers
+                )
+        if peer:
+            contestants[peer] = partial(
+                _job, work, "datatrove", text=str(text), tokenizer=str(tokenizer), workers=workers
+            )
+        timings = in_turns(contestants, work.repeats)
+        counts = {name: {t.amount for t in found} for name, found in timings.items()}
+        if len(set.union(*counts.values())) != 1:
+            raise RunError(f"The same text became different numbers of tokens: {counts}.")
+        yield from _results(backends, timings, workers, next(iter(counts.values())).pop(), peer)
+
+
+def _results(
+    backends: dict[str, str], timings: dict[str, list[Timing]], workers: int, tokens: float, peer: str | None
+) -> Iterator[Result]:
+    theirs = rates(timings[peer]) if peer else None
+    for name, missing in backends.items():
+        if missing:
+            yield result(f"tokenise, {name}, workers={workers}", None, "Mtok/s", note=f"not measured: {missing}")
+            continue
+        ours = rates(timings[name])
+        note = (
+            f"{tokens:,.0f} tokens written by every backend and by datatrove" if peer else "datatrove isn't installed"
+        )
+        yield result(
+            f"tokenise, {name}, workers={workers}",
+            ours[0],
+            "Mtok/s",
+            peer=peer or "datatrove (not installed)",
+            peer_value=theirs and theirs[0],
+            target=Target(">=", TARGETS[name], "ratio"),
+            wall=(ours[1], theirs and theirs[1]),
+            note=note,
+        )
+
+
+def _job(work: Work, name: str, **arguments: Any) -> Timing:
+    with tempfile.TemporaryDirectory(prefix="out-", dir=work.root) as folder:
+        return timing_of(run_job(name, out=f"{folder}/out", **arguments))
