@@ -6,25 +6,23 @@ several peers do by accident. Each parameter group keeps its peak rate under ``p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import pydantic
-import torch
 
 from slm.config.errors import ConfigError
 from slm.config.registry import Part, Registry
-from slm.train.optim.guarded import init_state
-from slm.train.optim.rules import Rule, changed, check_matches
+from slm.train.optim.rules import DECAYED, Rule, changed, check_matches
 
 if TYPE_CHECKING:
+    import torch
+
     from slm.model.parametrization import Rates
 
-DECAYED = {
-    "matrix": True, "head": True, "embedding": False, "norm": False, "bias": False, "conv": False, "scalar": False,
-}  # fmt: skip
-"""Tensor class -> does weight decay apply. A class that is not listed is an error, never a default."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class NamedParameter:
 
     name: str
     tensor_class: str
-    tensor: torch.nn.Parameter
+    tensor: "torch.nn.Parameter"
     rates: "Rates | None" = None
     """Factors of the model's parametrisation; None: none."""
 
@@ -82,6 +80,10 @@ class OptimPart(Part):
 
     def state_numbers(self, parameters: list[NamedParameter]) -> int:
         """fp32 numbers of optimiser state for these parameters (of any device, also meta): exact, and nothing is allocated."""
+        import torch
+
+        from slm.train.optim.steps.guarded import init_state
+
         ghosts = [replace(p, tensor=torch.nn.Parameter(torch.empty(p.tensor.shape, device="meta"))) for p in parameters]
         optimizers = self.build(ghosts)
         init_state(optimizers)
@@ -93,16 +95,15 @@ class OptimPart(Part):
         return [self._choose(p) for p in parameters]
 
     def _choose(self, p: NamedParameter) -> Chosen:
-        lr, decay = self.base_lr(p), self.weight_decay if DECAYED[p.tensor_class] else 0.0
-        elementwise, blocks = False, 1
-        for rule in self.rules:
-            if rule.matches(p):
-                lr, decay = changed(lr, rule.lr), changed(decay, rule.weight_decay)
-                elementwise = elementwise if rule.elementwise is None else rule.elementwise
-                blocks = blocks if rule.blocks is None else rule.blocks
+        rules = [rule for rule in self.rules if rule.matches(p)]
+        elementwise = _last([rule.elementwise for rule in rules], False)
+        blocks = _last([rule.blocks for rule in rules], 1)
+        lr, decay = self.base_lr(p, elementwise), self.weight_decay if DECAYED[p.tensor_class] else 0.0
+        for rule in rules:
+            lr, decay = changed(lr, rule.lr), changed(decay, rule.weight_decay)
         return Chosen(p, lr, decay, elementwise, blocks)
 
-    def base_lr(self, p: NamedParameter) -> float:
+    def base_lr(self, p: NamedParameter, elementwise: bool) -> float:
         """Peak rate before rules."""
         return self.lr
 
@@ -121,6 +122,11 @@ class OptimPart(Part):
 
 optim = Registry("optim", OptimPart)
 OptimSlot = Annotated[OptimPart, optim.field()]
+
+
+def _last(values: Sequence[T | None], default: T) -> T:
+    """The last value that is given."""
+    return next((value for value in reversed(values) if value is not None), default)
 
 
 def without(part: OptimPart, chosen: list[Chosen], *options: str) -> list[Chosen]:

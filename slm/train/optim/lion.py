@@ -1,23 +1,15 @@
-"""Lion: the sign of a momentum. One state per weight, and every weight moves by exactly the rate.
-
-    u = sign(b1 m + (1 - b1) g)        p <- p - lr (u + weight_decay p)        m <- b2 m + (1 - b2) g
-
-Since all updates have size 1, rates are 3 to 10 times smaller than AdamW's and decays as many times larger.
-
-Source: Chen et al. 2023, "Symbolic discovery of optimization algorithms", arXiv 2302.06675.
-"""
+"""Lion as a part; how it steps is in `steps.lion`."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pydantic
-import torch
-from torch import Tensor
 
 from slm.train.optim.base import NamedParameter, OptimPart, grouped, optim, without
-from slm.train.optim.guarded import GuardedOptimizer, Keep, descend
-from slm.train.optim.shards import local
+
+if TYPE_CHECKING:
+    import torch
 
 
 @optim.register("lion", paper="Chen et al. 2023, arXiv 2302.06675")
@@ -34,6 +26,8 @@ class Lion(OptimPart):
     """Decay a weight only where the step moves it towards zero as well (Chen et al. 2025, arXiv 2510.12402)."""
 
     def build(self, parameters: list[NamedParameter]) -> list[torch.optim.Optimizer]:
+        from slm.train.optim.steps.lion import LionOptimizer
+
         chosen = without(self, self.choose(parameters), "blocks", "elementwise")
         groups = grouped((c.parameter.tensor, self.numbers(c)) for c in chosen)
         return [LionOptimizer(groups, betas=self.betas, cautious=self.cautious)]
@@ -41,19 +35,3 @@ class Lion(OptimPart):
     @property
     def state_per_param(self) -> int:
         return 1
-
-
-class LionOptimizer(GuardedOptimizer):
-    """Lion, element by element: shards need nothing."""
-
-    def __init__(self, params: Any, *, lr: float = 3e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.3, cautious: bool = False) -> None:  # fmt: skip
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "cautious": cautious})
-
-    def fresh(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"momentum": torch.zeros_like(p)}
-
-    def step_group(self, group: dict[str, Any], params: list[Tensor], keep: Keep) -> None:
-        beta1, beta2 = group["betas"]
-        for p, grad, moment in zip(params, self.grads(params), self.moments(group, params, "momentum"), strict=True):
-            descend(local(p), grad.lerp(moment, beta1).sign_(), group, keep)
-            moment.add_((grad - moment).mul_((1 - beta2) * keep))

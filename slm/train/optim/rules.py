@@ -25,10 +25,15 @@ import pydantic
 
 from slm.config.base import Config
 from slm.config.errors import ConfigError, suggest
-from slm.model.classes import CLASSES
 
 if TYPE_CHECKING:
     from slm.train.optim.base import NamedParameter
+
+
+DECAYED = {
+    "matrix": True, "head": True, "embedding": False, "norm": False, "bias": False, "conv": False, "scalar": False,
+}  # fmt: skip
+"""Tensor class -> does weight decay apply. A class that is not listed is an error, never a default."""
 
 
 def _change(value: Any) -> Any:
@@ -75,9 +80,9 @@ class Rule(Config):
     def _says_something(self) -> Self:
         if self.match is None and self.tensor_class is None:
             raise ConfigError("A rule of train.optim needs 'match' (a regular expression) or 'tensor_class'.")
-        if self.tensor_class is not None and self.tensor_class not in CLASSES:
+        if self.tensor_class is not None and self.tensor_class not in DECAYED:
             raise ConfigError(
-                f"train.optim.rules: there is no tensor class {self.tensor_class!r}. {suggest(self.tensor_class, CLASSES)}"
+                f"train.optim.rules: there is no tensor class {self.tensor_class!r}. {suggest(self.tensor_class, DECAYED)}"
             )
         if all(change is None for change in (self.lr, self.weight_decay, self.elementwise, self.blocks)):
             raise ConfigError(

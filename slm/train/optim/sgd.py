@@ -1,21 +1,16 @@
-"""SGD with momentum: the baseline that adaptive methods are measured against.
-
-m <- b m + g        p <- p - lr (m + weight_decay p)
-"""
+"""SGD as a part; how it steps is in `steps.sgd`."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pydantic
-import torch
-from torch import Tensor
 
 from slm.config.errors import ConfigError
-from slm.model.parametrization import Rates
 from slm.train.optim.base import NamedParameter, OptimPart, grouped, optim, without
-from slm.train.optim.guarded import GuardedOptimizer, Keep, descend
-from slm.train.optim.shards import local
+
+if TYPE_CHECKING:
+    import torch
 
 
 @optim.register("sgd", paper="Polyak 1964; Sutskever et al. 2013")
@@ -32,8 +27,10 @@ class SGD(OptimPart):
     """Step along the gradient plus ``momentum`` times the sum, instead of the sum."""
 
     def build(self, parameters: list[NamedParameter]) -> list[torch.optim.Optimizer]:
+        from slm.train.optim.steps.sgd import SGDOptimizer
+
         for p in parameters:
-            if p.rates not in (None, Rates()):
+            if p.factor("lr") != 1 or p.factor("weight_decay") != 1:
                 raise ConfigError(
                     "train.optim=sgd doesn't go with this model.parametrization: its factors on learning rates are those of optimisers "
                     "whose steps don't grow with the gradient. Use model/parametrization=standard, or another optimiser."
@@ -45,19 +42,3 @@ class SGD(OptimPart):
     @property
     def state_per_param(self) -> int:
         return 1
-
-
-class SGDOptimizer(GuardedOptimizer):
-    """SGD with momentum, and weight decay apart from it."""
-
-    def __init__(self, params: Any, *, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0) -> None:  # fmt: skip
-        super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay})
-
-    def fresh(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"momentum": torch.zeros_like(p)}
-
-    def step_group(self, group: dict[str, Any], params: list[Tensor], keep: Keep) -> None:
-        b = group["momentum"]
-        for p, grad, moment in zip(params, self.grads(params), self.moments(group, params, "momentum"), strict=True):
-            moment.add_((grad - moment * (1 - b)).mul_(keep))
-            descend(local(p), grad.add(moment, alpha=b) if group["nesterov"] else moment.clone(), group, keep)

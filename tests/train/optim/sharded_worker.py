@@ -19,7 +19,8 @@ from train.optim.cases import PARTS, parameters, state_of, step, tensors
 
 from slm.model.config import Model
 from slm.model.decoder import Decoder
-from slm.train.optim import Adafactor, AdamW, Muon, NamedParameter, OptimPart, init_state
+from slm.train.optim import Adafactor, AdamW, Muon, NamedParameter, OptimPart
+from slm.train.optim.steps import init_state
 from slm.train.state import named_parameters
 
 Place = Callable[[torch.Tensor], list[Placement]]

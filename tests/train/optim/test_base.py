@@ -10,19 +10,8 @@ from slm.config.errors import ConfigError
 from slm.config.yaml import dump_yaml
 from slm.model.config import Model
 from slm.model.decoder import Decoder
-from slm.train.optim import (
-    SOAP,
-    AdamMini,
-    AdamW,
-    Lion,
-    Muon,
-    NamedParameter,
-    OptimPart,
-    Rule,
-    init_state,
-    optim,
-    set_rate,
-)
+from slm.train.optim import SOAP, AdamMini, AdamW, Lion, Muon, NamedParameter, OptimPart, Rule, optim, set_rate
+from slm.train.optim.steps import init_state
 from slm.train.state import named_parameters
 
 each_part = pytest.mark.parametrize("part", PARTS.values(), ids=list(PARTS))
@@ -193,6 +182,8 @@ def test_elementwise_gives_matrices_to_adamw() -> None:
     assert named[0].tensor in {p for g in adamw.param_groups for p in g["params"]}
     assert named[0].tensor not in {p for g in muon.param_groups for p in g["params"]}
     assert groups_by_name(part, named)["q"]["lr"] == 0.5
+    aspect = Muon(lr=0.02, rest_lr=0.003, rules=[{"match": "^q$", "elementwise": True}])
+    assert [groups_by_name(aspect, named)[n]["lr"] for n in ("q", "k", "head")] == [0.003, 0.02, 0.003]
     mini = AdamMini(rules=[{"match": "^q$", "elementwise": True}]).build(named)
     init_state(mini)
     assert mini[0].state[named[0].tensor]["exp_avg_sq"].shape == (12, 8)

@@ -9,9 +9,9 @@ from train.optim.cases import parameters, step, tensors
 
 from slm.config.errors import ConfigError
 from slm.train.optim import Muon, NamedParameter
-from slm.train.optim import muon as muon_module
-from slm.train.optim.muon import MuonOptimizer
-from slm.train.optim.newton_schulz import CUSHION, SMALLEST, minimax, orthogonalise, polynomials
+from slm.train.optim.steps import muon as muon_module
+from slm.train.optim.steps.muon import MuonOptimizer
+from slm.train.optim.steps.newton_schulz import CUSHION, SMALLEST, minimax, orthogonalise, polynomials
 
 
 def random_stack(shape: tuple[int, int], smallest: float = -1.5) -> tuple[torch.Tensor, torch.Tensor]:

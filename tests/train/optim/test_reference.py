@@ -20,9 +20,9 @@ from slm.train.optim import (
     Muon,
     OptimPart,
     ScheduleFree,
-    newton_schulz,
     set_rate,
 )
+from slm.train.optim.steps import newton_schulz
 
 Array = np.ndarray
 Reference = Iterator[Array]

@@ -15,7 +15,8 @@ from slm.data.plan import Plan
 from slm.data.prepare import prepare
 from slm.data.store import Store
 from slm.run import Run
-from slm.train.optim import evaluation_weights, optim, training_weights
+from slm.train.optim import optim
+from slm.train.optim.steps import evaluation_weights, training_weights
 from slm.train.parallel import World
 from slm.train.state import TrainState, build, resume, save
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from train.optim.cases import PARTS
 
-from slm.train.optim.shards import Exchange, Split
+from slm.train.optim.steps.shards import Exchange, Split
 
 WORKER = Path(__file__).with_name("sharded_worker.py")
 

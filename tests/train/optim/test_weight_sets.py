@@ -6,7 +6,8 @@ import pytest
 import torch
 from train.optim.cases import parameters, step, tensors
 
-from slm.train.optim import AdamW, ScheduleFree, evaluation_weights, training_weights
+from slm.train.optim import AdamW, ScheduleFree
+from slm.train.optim.steps import evaluation_weights, training_weights
 
 
 def copies(named: list) -> list[torch.Tensor]:

@@ -18,7 +18,6 @@ classic          Newton-Schulz of order five, (15, -10, 3) / 8: exact in the lim
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal
 
 import numpy as np
 import torch
@@ -26,11 +25,10 @@ from torch import Tensor
 
 from slm.model.precision import fast_bf16
 
-Polynomial = tuple[float, float, float]
-Kind = Literal["jordan", "polar_express", "classic"]
+Coefficients = tuple[float, float, float]
 
-JORDAN: Polynomial = (3.4445, -4.7750, 2.0315)
-CLASSIC: Polynomial = (15 / 8, -10 / 8, 3 / 8)
+JORDAN: Coefficients = (3.4445, -4.7750, 2.0315)
+CLASSIC: Coefficients = (15 / 8, -10 / 8, 3 / 8)
 SMALLEST = 1e-3
 """Polar Express: singular values (relative to the norm) from here on are brought to 1 as fast as is possible."""
 CUSHION = 0.02407327424182761
@@ -40,7 +38,7 @@ SAFETY = 1.01
 """Polar Express: room for rounding above 1, taken off all polynomials but the last (as the paper does)."""
 
 
-def orthogonalise(update_NRC: Tensor, kind: Kind = "jordan", steps: int = 5) -> Tensor:
+def orthogonalise(update_NRC: Tensor, kind: str = "jordan", steps: int = 5) -> Tensor:
     """The nearest orthogonal matrices, about. Shape (N, rows, columns) in and out; inside bf16 where it is fast, else fp32."""
     x = update_NRC.to(working_dtype(update_NRC))
     tall = x.size(-2) > x.size(-1)
@@ -60,15 +58,15 @@ def working_dtype(t: Tensor) -> torch.dtype:
 
 
 @cache
-def polynomials(kind: Kind, steps: int) -> tuple[Polynomial, ...]:
+def polynomials(kind: str, steps: int) -> tuple[Coefficients, ...]:
     """(a, b, c) of each step."""
     if kind == "polar_express":
         return _polar_express(steps)
     return ({"jordan": JORDAN, "classic": CLASSIC}[kind],) * steps
 
 
-def _polar_express(steps: int) -> tuple[Polynomial, ...]:
-    low, high, found = SMALLEST, 1.0, list[Polynomial]()
+def _polar_express(steps: int) -> tuple[Coefficients, ...]:
+    low, high, found = SMALLEST, 1.0, list[Coefficients]()
     for _ in range(steps):
         a, b, c = minimax(max(low, CUSHION * high), high)
         ends = sum(a * x + b * x**3 + c * x**5 for x in (low, high))
@@ -80,7 +78,7 @@ def _polar_express(steps: int) -> tuple[Polynomial, ...]:
     return (*safe, found[-1])
 
 
-def minimax(low: float, high: float) -> Polynomial:
+def minimax(low: float, high: float) -> Coefficients:
     """The odd polynomial of degree five whose largest distance from 1 on [low, high] is smallest.
 
     Its error takes its largest size, with alternating sign, at four points: both ends and the two extremes between. Solve for

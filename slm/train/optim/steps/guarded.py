@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slm.train.optim.shards import local
+from slm.train.optim.steps.shards import local
 
 Keep = Tensor | float
 """1 for a step that counts, 0 for one that is called off."""
