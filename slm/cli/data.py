@@ -73,8 +73,7 @@ def plan(recipe: Recipe, overrides: Overrides = None, json: JsonFlag = False) ->
     """Rows, fill and epochs of a recipe's data."""
     _, run, made, rows = _plan(recipe, overrides)
     epoch = made.tokens_per_epoch
-    params = run.model.costs().params["unique"]
-    steps = run.train.budget.total_steps(params, run.train.batch_tokens)
+    steps = run.train.budget.total_steps(run.model.costs(), run.train.batch_tokens)
     result = {
         "plan": made.hash,
         "rows_per_epoch": made.rows_per_epoch,

@@ -101,7 +101,7 @@ class Session:
             torch.set_num_threads(run.impl.threads)
         costs = run.model.costs()
         self.params, self.cost, self.palm = costs.params["unique"], costs.total, costs.flops_per_token["train_palm"]
-        self.total = run.train.budget.total_steps(self.params, run.train.batch_tokens)
+        self.total = run.train.budget.total_steps(costs, run.train.batch_tokens)
         loader = Loader(
             Plan(store, run.data), run.train.batch_tokens // run.data.seq_len, rank=world.rank, world=world.size
         )
