@@ -48,7 +48,7 @@ def test_also_the_first_step(part: OptimPart) -> None:
     assert all(torch.equal(p.tensor, q.tensor) for p, q in zip(named, fresh, strict=True))
     for seed in range(3):
         step(optimizers, named, tensors(seed), bad=0.0)
-        step(others, fresh, tensors(seed))
+        step(others, fresh, tensors(seed), bad=0.0)
     assert all(torch.isfinite(p.tensor).all() for p in named)
     if not isinstance(part, SOAP):
         assert all(torch.equal(p.tensor, q.tensor) for p, q in zip(named, fresh, strict=True))
@@ -62,7 +62,7 @@ def test_steps_around_it_are_those_of_a_run_without_it(part: OptimPart) -> None:
     optimizers, others = part.build(named), part.build(plain)
     for seed in range(4):
         step(optimizers, named, tensors(seed), bad=0.0)
-        step(others, plain, tensors(seed))
+        step(others, plain, tensors(seed), bad=0.0)
         step(optimizers, named, bad("one nan"), bad=1.0)
     assert all(torch.equal(p.tensor, q.tensor) for p, q in zip(named, plain, strict=True))
 

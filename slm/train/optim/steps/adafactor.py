@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slm.train.optim.steps.guarded import GuardedOptimizer, Keep, clock, descend
+from slm.train.optim.steps.guarded import GuardedOptimizer, Keep, blend, clock, descend
 from slm.train.optim.steps.shards import Split, local, split_of, sum_over, zeros_beside
 
 
@@ -65,7 +65,7 @@ class AdafactorOptimizer(GuardedOptimizer):
         else:
             for grad, state, share in zip(grads, states, shares, strict=True):
                 v = state["exp_avg_sq"]
-                v.add_((grad.square().add_(group["eps"]) - v).mul_(share))
+                blend(v, grad.square().add_(group["eps"]), share)
                 grad.mul_(v.clamp(min=group["eps"]).rsqrt_())
         sizes = [_size(p, group) for p in params]
         squares = sum_over(split, [_sum(u.square(), group) for u in grads])
@@ -73,8 +73,8 @@ class AdafactorOptimizer(GuardedOptimizer):
             u.div_(((square / size).sqrt_() / group["clip_rms"]).clamp_(min=1.0))
             if group["momentum"]:
                 m = state["exp_avg"]
-                m.add_((u - m).mul_((1 - group["momentum"]) * keep))
-                u = m.clone()
+                blend(m, u, (1 - group["momentum"]) * keep)
+                u = m
             descend(local(p), u, group, keep)
 
     @staticmethod
@@ -90,7 +90,7 @@ class AdafactorOptimizer(GuardedOptimizer):
         columns, rows = list[Tensor](), list[Tensor]()
         for grad, state, share in members:
             square, row = grad.square().add_(group["eps"]), state["row"]
-            row.add_((square.mean(-1, keepdim=True) - row).mul_(share))
+            blend(row, square.mean(-1, keepdim=True), share)
             columns.append(square.sum(-2, keepdim=True))
             rows.append(row.sum(-2, keepdim=True))
         sums = sum_over(split, columns + rows)
@@ -98,7 +98,7 @@ class AdafactorOptimizer(GuardedOptimizer):
             params, members, sums[: len(members)], sums[len(members) :], strict=True
         ):
             column = state["column"]
-            column.add_((column_sum / p.shape[-2] - column).mul_(share))
+            blend(column, column_sum / p.shape[-2], share)
             grad.mul_(
                 (state["row"] / (row_sum / p.shape[-2]).clamp_(min=group["eps"])).clamp_(min=group["eps"]).rsqrt_()
             )

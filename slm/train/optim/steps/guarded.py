@@ -94,6 +94,22 @@ def debias(beta: float, steps: Tensor) -> Tensor:
     return -torch.expm1(steps.clamp(min=1) * math.log(beta))
 
 
+def blend(mean: Tensor, new: Tensor, share: Keep) -> None:
+    """mean <- (1 - share) mean + share new, in place and in one pass."""
+    if isinstance(share, Tensor):
+        mean.lerp_(new, share.to(mean.dtype))
+    else:
+        mean.lerp_(new, share)
+
+
+def take(p: Tensor, direction: Tensor, size: float, keep: Keep) -> None:
+    """p <- p - size keep direction, in place and in one pass."""
+    if isinstance(keep, Tensor):
+        p.addcmul_(direction, keep.to(p.dtype), value=-size)
+    else:
+        p.add_(direction, alpha=-size * keep)
+
+
 def adam_direction(
     grad: Tensor, state: dict[str, Tensor], group: dict[str, Any], keep: Keep, square: Tensor | None = None
 ) -> Tensor:
@@ -104,25 +120,24 @@ def adam_direction(
     """
     (beta1, beta2), m, v = group["betas"], state["exp_avg"], state["exp_avg_sq"]
     state["step"].add_(keep)
-    m.add_((grad - m).mul_((1 - beta1) * keep))
-    v.add_(((grad.square() if square is None else square) - v).mul_((1 - beta2) * keep))
+    blend(m, grad, (1 - beta1) * keep)
+    blend(v, grad.square() if square is None else square, (1 - beta2) * keep)
     denominator = (v / debias(beta2, state["step"])).sqrt_().add_(group["eps"])
     return (m / debias(beta1, state["step"])).div_(denominator)
 
 
 def descend(p: Tensor, direction: Tensor, group: dict[str, Any], keep: Keep, rate: float = 1.0) -> None:
-    """p <- p - lr (rate direction + weight_decay p), in place. ``direction`` is overwritten.
+    """p <- p - lr (rate direction + weight_decay p), in place.
 
     With ``cautious`` in the group, weights decay only where the step moves them towards zero as well (Chen et al. 2025,
     arXiv 2510.12402), so that decay never works against the loss.
     """
     lr, decay = group["lr"], group["lr"] * group["weight_decay"]
     if decay and group.get("cautious"):
-        p.sub_(torch.where(direction * p >= 0, p, 0.0).mul_(decay * keep).add_(direction.mul_(lr * rate * keep)))
-        return
-    if decay:
+        take(p, torch.where(direction * p >= 0, p, 0.0), decay, keep)
+    elif decay:
         p.mul_(1 - decay * keep)
-    p.sub_(direction.mul_(lr * rate * keep))
+    take(p, direction, lr * rate, keep)
 
 
 def init_state(optimizers: Iterable[torch.optim.Optimizer]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slm.train.optim.steps.guarded import GuardedOptimizer, Keep, descend
+from slm.train.optim.steps.guarded import GuardedOptimizer, Keep, blend, descend
 from slm.train.optim.steps.shards import local
 
 
@@ -31,4 +31,4 @@ class LionOptimizer(GuardedOptimizer):
         beta1, beta2 = group["betas"]
         for p, grad, moment in zip(params, self.grads(params), self.moments(group, params, "momentum"), strict=True):
             descend(local(p), grad.lerp(moment, beta1).sign_(), group, keep)
-            moment.add_((grad - moment).mul_((1 - beta2) * keep))
+            blend(moment, grad, (1 - beta2) * keep)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slm.train.optim.steps.guarded import GuardedOptimizer, Keep, descend
+from slm.train.optim.steps.guarded import GuardedOptimizer, Keep, blend, descend
 from slm.train.optim.steps.newton_schulz import orthogonalise, working_dtype
 from slm.train.optim.steps.shards import Exchange, local, split_of_matrices
 
@@ -62,7 +62,7 @@ class MuonOptimizer(GuardedOptimizer):
         """This process's part of what is to be orthogonalised; momenta brought up to date."""
         grads, moments = self.grads(params), self.moments(group, params, "momentum")
         for moment, grad in zip(moments, grads, strict=True):
-            moment.add_((grad - moment).mul_((1 - group["momentum"]) * keep))
+            blend(moment, grad, (1 - group["momentum"]) * keep)
         if not group["nesterov"]:
             return moments
         return [grad.lerp(moment, group["momentum"]) for grad, moment in zip(grads, moments, strict=True)]

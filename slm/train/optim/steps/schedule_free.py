@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slm.train.optim.steps.guarded import GuardedOptimizer, Keep, clock, debias
+from slm.train.optim.steps.guarded import GuardedOptimizer, Keep, blend, clock, debias, take
 from slm.train.optim.steps.shards import local
 
 
@@ -53,10 +53,11 @@ class ScheduleFreeOptimizer(GuardedOptimizer):
             state = self.state_of(p, group)
             y, z, v, step = local(p), local(state["z"]), local(state["exp_avg_sq"]), state["step"]
             share = self._share(state, group, keep)
-            v.add_((grad.square() - v).mul_((1 - beta2) * keep))
+            blend(v, grad.square(), (1 - beta2) * keep)
             u = grad.div_((v / debias(beta2, step)).sqrt_().add_(group["eps"])).add_(y, alpha=group["weight_decay"])
-            y.add_((z - y).mul_(share * keep)).sub_(u * ((1 - beta1 * (1 - share)) * (group["lr"] * keep)))
-            z.sub_(u.mul_(group["lr"] * keep))
+            blend(y, z, share * keep)
+            take(y, u, group["lr"], (1 - beta1 * (1 - share)) * keep)
+            take(z, u, group["lr"], keep)
 
     @staticmethod
     def _share(state: dict[str, Tensor], group: dict[str, Any], keep: Keep) -> Tensor:

@@ -26,5 +26,5 @@ class SGDOptimizer(GuardedOptimizer):
     def step_group(self, group: dict[str, Any], params: list[Tensor], keep: Keep) -> None:
         b = group["momentum"]
         for p, grad, moment in zip(params, self.grads(params), self.moments(group, params, "momentum"), strict=True):
-            moment.add_((grad - moment * (1 - b)).mul_(keep))
-            descend(local(p), grad.add(moment, alpha=b) if group["nesterov"] else moment.clone(), group, keep)
+            moment.mul_(1 - (1 - b) * keep).add_(grad)  # the gradient of a step that is called off is zero
+            descend(local(p), grad.add(moment, alpha=b) if group["nesterov"] else moment, group, keep)

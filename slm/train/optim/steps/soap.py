@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slm.train.optim.steps.guarded import GuardedOptimizer, Keep, clock, debias, descend
+from slm.train.optim.steps.guarded import GuardedOptimizer, Keep, blend, clock, debias, descend
 from slm.train.optim.steps.muon import refuse_other_than_matrices, stacks
 from slm.train.optim.steps.shards import Exchange, local, split_of_matrices, zeros_beside
 
@@ -110,8 +110,8 @@ def soap_direction(grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]
         return None
     m, v, step = state["exp_avg"], state["exp_avg_sq"], state["step"]
     step.add_(keep)
-    m.add_((grad - m).mul_((1 - beta1) * keep))
-    v.add_((_rotate(grad, state).square_() - v).mul_((1 - beta2) * keep))
+    blend(m, grad, (1 - beta1) * keep)
+    blend(v, _rotate(grad, state).square_(), (1 - beta2) * keep)
     denominator = (v / debias(beta2, step)).sqrt_().add_(group["eps"])
     direction = _rotate_back((_rotate(m, state) / debias(beta1, step)).div_(denominator), state)
     _update_grams(grad, state, group, keep)
@@ -128,7 +128,7 @@ def _update_grams(grad: Tensor, state: dict[str, Tensor], group: dict[str, Any],
     for side in _sides(state):
         gram = state[f"gram_{side}"]
         product = grad @ grad.mT if side == "left" else grad.mT @ grad
-        gram.add_((product - gram).mul_((1 - group["shampoo_beta"]) * keep))
+        blend(gram, product, (1 - group["shampoo_beta"]) * keep)
 
 
 def _rotate(x: Tensor, state: dict[str, Tensor]) -> Tensor:
