@@ -21,7 +21,7 @@ MANY_EPOCHS = 4
 def plan_run(run: Run, recipe: str) -> dict[str, Any]:
     """The JSON of `slm plan`. Reads the token store's manifest if there is one; makes nothing."""
     cost = run.model.costs()
-    steps = run.train.budget.total_steps(cost.params["unique"], run.train.batch_tokens)
+    steps = run.train.budget.total_steps(cost, run.train.batch_tokens)
     tokens = steps * run.train.batch_tokens
     world = int(os.environ.get("WORLD_SIZE", 1))
     share = run.train.batch_tokens // run.data.seq_len // world

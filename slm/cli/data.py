@@ -187,8 +187,9 @@ class _Open:
 
         run = compose(recipe, overrides, schema=Run).config
         self.corpus = prepare(run.data, run.tokenizer, run.impl.data_dir, workers=run.impl.workers)
-        params = run.model.costs().params["unique"]
-        self.steps = run.train.budget.total_steps(params, run.train.batch_tokens)
+        costs = run.model.costs()
+        params = costs.params["unique"]
+        self.steps = run.train.budget.total_steps(costs, run.train.batch_tokens)
         self.rows = run.train.batch_tokens // run.data.seq_len
         self.plan = plan_of(self.corpus, run.data, horizon=Horizon(self.steps * self.rows, self.rows, params))
 

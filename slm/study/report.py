@@ -83,7 +83,7 @@ def residual_mismatch(study: Study, runs: Sequence[Planned]) -> dict[str, dict[s
     def figures(arm: str) -> dict[str, float]:
         run = next(p.run for p in runs if p.arm == arm)
         cost = run.model.costs()
-        steps = run.train.budget.total_steps(cost.params["unique"], run.train.batch_tokens)
+        steps = run.train.budget.total_steps(cost, run.train.batch_tokens)
         return {
             "params": cost.params["unique"],
             "flops_per_token": cost.flops_per_token["train"],

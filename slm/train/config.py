@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 import pydantic
 
 from slm.config.base import Config
 from slm.config.durations import Duration
-from slm.config.errors import ConfigError
+from slm.train.budget import Budget
 from slm.train.optim import AdamW, OptimSlot
 from slm.train.schedule import ScheduleSlot, WarmupStableDecay
-
-
-class Budget(Config):
-    """How long to train: exactly one of the three."""
-
-    exclusive: ClassVar = (("tokens_per_param", "tokens", "steps"),)
-
-    tokens_per_param: float | None = pydantic.Field(None, gt=0)
-    """Training tokens per stored parameter (`params.unique`). Chinchilla is about 20."""
-    tokens: float | None = pydantic.Field(None, gt=0)
-    steps: int | None = pydantic.Field(None, gt=0)
-
-    @pydantic.model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        given = [name for name in self.exclusive[0] if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ConfigError(
-                f"train.budget needs exactly one of {', '.join(self.exclusive[0])}; got {', '.join(given) or 'none'}."
-            )
-        return self
-
-    def total_steps(self, params: int, batch_tokens: int) -> int:
-        """Optimiser steps, rounded to the nearest and at least 1."""
-        if self.steps is not None:
-            return self.steps
-        tokens = self.tokens if self.tokens is not None else (self.tokens_per_param or 0) * params
-        return max(1, round(tokens / batch_tokens))
 
 
 class Train(Config):

@@ -102,7 +102,7 @@ class Session:
             torch.set_num_threads(run.impl.threads)
         costs = run.model.costs()
         self.params, self.cost, self.palm = costs.params["unique"], costs.total, costs.flops_per_token["train_palm"]
-        self.total = run.train.budget.total_steps(self.params, run.train.batch_tokens)
+        self.total = run.train.budget.total_steps(costs, run.train.batch_tokens)
         rows = run.train.batch_tokens // run.data.seq_len
         plan = plan_of(corpus, run.data, horizon=Horizon(self.total * rows, rows, self.params))
         if plan.limit is not None and plan.limit < self.total * rows:
