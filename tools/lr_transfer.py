@@ -16,7 +16,7 @@ import torch
 
 from slm.data.config import Data
 from slm.data.loader import make_batch
-from slm.data.plan import Plan
+from slm.data.plan.of_corpus import plan_of
 from slm.data.prepare import prepare
 from slm.data.tokenizer import Bytes
 from slm.model.config import Model
@@ -56,7 +56,7 @@ def final_loss(model: Model, batches: list[Any], lr: float) -> float:
 def main(out: Path) -> None:
     """Run the grid, draw it, write its numbers."""
     data = Data(seq_len=128)
-    plan = Plan(prepare(data, Bytes(), "data"), data)
+    plan = plan_of(prepare(data, Bytes(), "data"), data)
     batches = [make_batch(plan, range(i * ROWS, (i + 1) * ROWS)) for i in range(STEPS)]
     results: dict[str, dict[int, dict[int, float]]] = {}
     for scheme, changes in SCHEMES.items():

@@ -30,6 +30,7 @@ from slm.model.precision import autocast
 from slm.train.metrics import MetricsLog
 from slm.train.mirror import Mirror
 from slm.train.optim import set_rate
+from slm.train.optim.steps import evaluation_weights, final_weights, training_weights
 from slm.train.parallel import World
 from slm.train.progress import Silent, TrainProgress
 from slm.train.rundir import claimed, run_dir_of
@@ -124,6 +125,7 @@ class Session:
         """Resume, open the records, wrap the model."""
         state, run = self.state, self.run
         resumed = resume(state, self.run_dir, self.world)
+        training_weights(state.optimizers)
         self.saved_at = state.step if resumed else -1
         self.log = MetricsLog(self.run_dir / "metrics.jsonl", state.step) if self.world.main else None
         wandb = run.log.wandb if self.world.main else type(run.log.wandb)()
@@ -204,7 +206,8 @@ class Session:
         if self.saved_at != self.state.step:
             if self.log:
                 self.log.flush()
-            save(self.state, self.run, self.corpus, self.run_dir, self.world)
+            with evaluation_weights(self.state.optimizers):
+                save(self.state, self.run, self.corpus, self.run_dir, self.world)
             self.saved_at = self.state.step
             self.world.barrier()
 
@@ -212,6 +215,7 @@ class Session:
         """Save the last state and say how it went."""
         state = self.state
         self.save()
+        final_weights(state.optimizers)
         interrupted = state.step < self.total
         if interrupted:
             self.progress.say(
@@ -280,7 +284,8 @@ class Session:
         """Bits per byte on the first held-out rows of each source, shared among the processes."""
         self._tick()
         self.state.model.eval()
-        sums = {name: self._heldout_sums(plan) for name, plan in self.heldout.items()}
+        with evaluation_weights(self.state.optimizers):
+            sums = {name: self._heldout_sums(plan) for name, plan in self.heldout.items()}
         self.state.model.train()
         nats, size = map(sum, zip(*sums.values(), strict=True))
         record = {"kind": "eval", "step": self.state.step, "heldout_bpb": bits_per_byte(nats, size)}

@@ -196,3 +196,19 @@ def test_metrics_are_json_lines(tiny) -> None:
     result = go(tiny())
     for line in (result.run_dir / "metrics.jsonl").read_text().splitlines():
         assert set(json.loads(line)) >= {"kind", "step"}
+
+
+def test_averaged_weights_are_what_is_evaluated_saved_and_handed_on(tiny) -> None:
+    """Schedule-free training: the model at the end, the one in the checkpoint and the evaluated one are the averages."""
+    run = tiny(train__optim={"name": "schedule_free", "lr": 0.01})
+    result = go(run)
+    saved = checkpoint.load(checkpoint.latest(result.run_dir))
+    assert any("train_weights" in name for name in saved.optimizer)  # what a resume trains on lies aside
+    for name, p in result.model.named_parameters():
+        assert torch.equal(p, saved.model[name])
+    evaluated = [r["heldout_bpb"] for r in read_metrics(result.run_dir / "metrics.jsonl") if r["kind"] == "eval"]
+    assert evaluated[-1] < evaluated[0]
+    again = go(
+        tiny(train__optim={"name": "schedule_free", "lr": 0.01}, log__dir="runs/again", train__budget={"steps": 12})
+    )
+    assert all(torch.equal(p, q) for p, q in zip(result.model.parameters(), again.model.parameters(), strict=True))

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from slm import checkpoint
+from slm.data.corpus import Corpus
 from slm.data.loader import Loader
-from slm.data.plan import Plan
+from slm.data.plan.of_corpus import plan_of
 from slm.data.prepare import prepare
-from slm.data.store import Store
 from slm.run import Run
 from slm.train.optim import optim
 from slm.train.optim.steps import evaluation_weights, training_weights
@@ -29,10 +29,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 each_optimiser = pytest.mark.parametrize("name", list(optim.parts))
 
 
-def begin(tiny: Callable[..., Run], name: str) -> tuple[Run, Store, TrainState]:
+def begin(tiny: Callable[..., Run], name: str) -> tuple[Run, Corpus, TrainState]:
     run = tiny(train__optim={"name": name, **SETTINGS.get(name, {})})
     store = prepare(run.data, run.tokenizer, run.impl.data_dir)
-    loader = Loader(Plan(store, run.data), run.train.batch_tokens // run.data.seq_len, rank=0, world=1)
+    loader = Loader(plan_of(store, run.data), run.train.batch_tokens // run.data.seq_len, rank=0, world=1)
     return run, store, build(run, store, loader, ALONE)
 
 

@@ -153,6 +153,13 @@ def training_weights(optimizers: Iterable[torch.optim.Optimizer]) -> None:
             optimizer.train_mode()
 
 
+def final_weights(optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Have the weights in the model that are to be used, for good: training is over."""
+    for optimizer in optimizers:
+        if hasattr(optimizer, "eval_mode"):
+            optimizer.eval_mode()
+
+
 @contextmanager
 def evaluation_weights(optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[None]:
     """Have the weights in the model that are to be used: for evaluations, and for what a checkpoint calls the model's weights.
