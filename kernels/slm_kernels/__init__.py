@@ -1,5 +1,7 @@
 """slm_kernels: training ops for small language models, usable on their own. Imports nothing from slm."""
 
+from slm_kernels.cross_entropy import cross_entropy_
+from slm_kernels.dispatch import Unsupported, chosen, set_default, supported, use
 from slm_kernels.linear_cross_entropy import linear_cross_entropy
 
-__all__ = ["linear_cross_entropy"]
+__all__ = ["Unsupported", "chosen", "cross_entropy_", "linear_cross_entropy", "set_default", "supported", "use"]

@@ -19,10 +19,10 @@ def problem(rows: int = 37, dim: int = 16, vocab: int = 101, seed: int = 0):
 
 
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
-@pytest.mark.parametrize("block_bytes", [1, 20 * 4 * 101, 1 << 30])
-def test_value_and_gradients_match_the_reference(z_loss: float, block_bytes: int) -> None:
+@pytest.mark.parametrize("chunk_bytes", [1, 20 * 4 * 101, 1 << 30])
+def test_value_and_gradients_match_the_reference(z_loss: float, chunk_bytes: int) -> None:
     x, w, y = problem()
-    ours, nll = linear_cross_entropy(x.float(), w.float(), y, z_loss=z_loss, block_bytes=block_bytes)
+    ours, nll = linear_cross_entropy(x.float(), w.float(), y, z_loss=z_loss, chunk_bytes=chunk_bytes)
     wanted, wanted_nll = reference(x, w, y, z_loss=z_loss)
     torch.testing.assert_close(ours.double(), wanted, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(nll.double(), wanted_nll.double(), rtol=1e-5, atol=1e-4)
@@ -84,8 +84,8 @@ HEADS = {
 
 
 @pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("block_bytes", [1, 1 << 30])
-def test_heads_match_the_reference_in_value_and_every_gradient(name: str, block_bytes: int) -> None:
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 30])
+def test_heads_match_the_reference_in_value_and_every_gradient(name: str, chunk_bytes: int) -> None:
     x, w, y = problem()
     options = dict(HEADS[name])
     b = (
@@ -94,7 +94,7 @@ def test_heads_match_the_reference_in_value_and_every_gradient(name: str, block_
         else None
     )
     y[y >= options.get("valid", 101)] = 3
-    ours, _ = linear_cross_entropy(x, w, y, z_loss=1e-2, bias=b, block_bytes=block_bytes, **options)
+    ours, _ = linear_cross_entropy(x, w, y, z_loss=1e-2, bias=b, chunk_bytes=chunk_bytes, **options)
     wanted, _ = reference(x, w, y, z_loss=1e-2, bias=b, **options)
     torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-10)
     inputs = [x, w] if b is None else [x, w, b]
