@@ -3,5 +3,6 @@
 from slm_kernels.cross_entropy import cross_entropy_
 from slm_kernels.dispatch import Unsupported, chosen, set_default, supported, use
 from slm_kernels.linear_cross_entropy import linear_cross_entropy
+from slm_kernels.rms_norm import rms_norm
 
-__all__ = ["Unsupported", "chosen", "cross_entropy_", "linear_cross_entropy", "set_default", "supported", "use"]
+__all__ = ["Unsupported", "chosen", "cross_entropy_", "linear_cross_entropy", "rms_norm", "set_default", "supported", "use"]
