@@ -148,7 +148,9 @@ def _block_in_place(
     lse_B = top_B + total_B.log()
     e = head.label_smoothing
     smooth_B = lse_B - (1 - e) * target_B - e * mean_B
-    rows = torch.stack([smooth_B + head.z_loss * lse_B.square(), lse_B - target_B, lse_B, (target_B >= top_B).to(lse_B)])
+    rows = torch.stack(
+        [smooth_B + head.z_loss * lse_B.square(), lse_B - target_B, lse_B, (target_B >= top_B).to(lse_B)]
+    )
     out_4B.copy_(torch.where(counted_B, rows, 0.0))
     if not grad:
         return
@@ -310,7 +312,9 @@ def in_place_triton(
 
     candidates = [Config(block, warps) for block in (2048, 4096, 8192, 16384) for warps in (4, 8, 16)]
     key = (V, logits_NV.dtype, grad)
-    launch(tuned("cross_entropy_", key, default_config(V), candidates, lambda c: launch(c, logits_NV.clone())), logits_NV)
+    launch(
+        tuned("cross_entropy_", key, default_config(V), candidates, lambda c: launch(c, logits_NV.clone())), logits_NV
+    )
     return Rows(*out_4N)
 
 

@@ -379,9 +379,7 @@ def _row_backward_fake(
     return dx, dw, x.new_empty(weight.shape[0] if want_b else 0, dtype=b_dtype)
 
 
-_summed = Differentiable(
-    "linear_cross_entropy", _sum_forward, fake=_sum_fake, setup=_sum_setup, backward=_sum_backward
-)
+_summed = Differentiable("linear_cross_entropy", _sum_forward, fake=_sum_fake, setup=_sum_setup, backward=_sum_backward)
 _per_row = Differentiable(
     "linear_cross_entropy_rows",
     _row_forward,
