@@ -50,6 +50,9 @@ class Head(NamedTuple):
     label_smoothing: float = 0.0
 
 
+PLAIN = Head()
+
+
 class Rows(NamedTuple):
     """Per row, in fp32 (fp64 for fp64 logits); zero where the target is ignored."""
 
@@ -63,7 +66,7 @@ class Rows(NamedTuple):
 def cross_entropy_(
     logits_NV: Tensor,
     targets_N: Tensor,
-    head: Head = Head(),
+    head: Head = PLAIN,
     *,
     bias: Tensor | None = None,
     weights_N: Tensor | None = None,
@@ -82,7 +85,7 @@ def cross_entropy_(
     return _op(impl, logits_NV, targets_N, head, bias, weights_N, grad)  # type: ignore[no-any-return]
 
 
-def reference(logits_NV: Tensor, targets_N: Tensor, head: Head = Head(), bias: Tensor | None = None) -> Rows:
+def reference(logits_NV: Tensor, targets_N: Tensor, head: Head = PLAIN, bias: Tensor | None = None) -> Rows:
     """The same, differentiable, from torch's own operations: the oracle of the tests."""
     z_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)) * head.scale
     if bias is not None:

@@ -18,14 +18,14 @@ all of d W for each of them). On a CPU the passes over a chunk's logits go a few
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from slm_kernels import cross_entropy
 from slm_kernels._op import Differentiable
-from slm_kernels.cross_entropy import Head, Rows
+from slm_kernels.cross_entropy import Head, Rows, in_place, in_place_triton
+from slm_kernels.cross_entropy import reference as rows_reference
 from slm_kernels.dispatch import Op
 from slm_kernels.matmul import add_product_
 
@@ -46,14 +46,6 @@ class Aux:
     """Rows that are not ignored, a scalar."""
 
 
-@overload
-def linear_cross_entropy(
-    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, aux: Literal[False] = False, **options: Any
-) -> tuple[Tensor, Tensor]: ...
-@overload
-def linear_cross_entropy(
-    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, aux: Literal[True], **options: Any
-) -> tuple[Tensor, Tensor, Aux]: ...
 def linear_cross_entropy(
     x_ND: Tensor,
     weight_VD: Tensor,
@@ -70,7 +62,7 @@ def linear_cross_entropy(
     chunk_bytes: int | None = None,
     aux: bool = False,
     impl: str | None = None,
-) -> tuple[Tensor, ...]:
+) -> tuple[Any, ...]:
     """Cross entropy plus ``z_loss`` x lse^2 of ``targets`` under a linear layer, and the cross entropy alone.
 
     Args:
@@ -116,7 +108,7 @@ def reference(
 ) -> tuple[Tensor, Tensor]:
     """The same from torch's own operations, with all logits in memory: the oracle of the tests."""
     head = Head(logit_scale, softcap, valid, ignore_index, z_loss, label_smoothing)
-    rows = cross_entropy.reference(torch.nn.functional.linear(x_ND, weight_VD), targets_N, head, bias)
+    rows = rows_reference(torch.nn.functional.linear(x_ND, weight_VD), targets_N, head, bias)
     return _reduced(rows.loss, rows.nll.detach(), (targets_N != ignore_index).sum(), reduction)
 
 
@@ -229,7 +221,7 @@ class _Grads:
 
 
 def _rows_of(chunk: _Chunk, head: Head, bias: Tensor | None, weights_C: Tensor | None, grad: bool, impl: str) -> Rows:
-    rows = cross_entropy.in_place_triton if impl == "triton" else cross_entropy.in_place
+    rows = in_place_triton if impl == "triton" else in_place
     return rows(chunk.logits_CV, chunk.targets_C, head, bias, weights_C, grad)
 
 
@@ -284,7 +276,7 @@ def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
 def _sum_backward(launch: None, ctx: Any, upstream: Tensor | None, *rest: Any) -> tuple[Tensor | None, ...]:
     if upstream is None:
         return (None,) * 16
-    scaled = []
+    scaled: list[Tensor | None] = []
     for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
         if not saved.numel() or dtype is None:
             scaled.append(None)

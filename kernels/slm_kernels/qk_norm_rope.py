@@ -448,7 +448,7 @@ def _forward(
     q, k, cos, sin = _adjacent(q), _adjacent(k), cos.contiguous(), sin.contiguous()
     out_q, out_k = q.new_empty(q.shape), k.new_empty(k.shape)
     sizes, constants, blocks = _shape(q, k, cos, q_weight, eps, interleaved)
-    H, G, N, T, K, half = sizes
+    _, _, N, _, K, half = sizes
     if N == 0:
         return out_q, out_k
     cos_sb = 0 if cos.shape[0] == 1 else cos.stride(0)
@@ -505,7 +505,7 @@ def _launch_backward(
     q, k = (_adjacent(q), _adjacent(k)) if eps is not None else (dyq, dyk)  # in the second case never read
     dq, dk = q.new_empty(dyq.shape), k.new_empty(dyk.shape)
     sizes, constants, blocks = _shape(dyq, dyk, cos, q_weight, eps, interleaved)
-    H, G, N, T, K, half = sizes
+    H, G, N, _, K, half = sizes
     none = q.new_empty(0)
     if N == 0:
         return dq, dk, *(none.clone() if w is None else torch.zeros_like(w) for w in (q_weight, k_weight))  # type: ignore[return-value]

@@ -78,13 +78,14 @@ class _Cache:
     ) -> Config:
         here = self.known.setdefault(_machine(), {})
         if name not in here:
-            times = {}
+            times: dict[Config, float] = {}
             for config in dict.fromkeys((default, *candidates)):
                 try:
                     times[config] = _milliseconds(lambda config=config: launch(config))  # type: ignore[misc]
                 except Exception:  # each backend has its own error for a configuration that doesn't fit
                     continue
-            here[name] = list(min(times, key=lambda config: times[config]) if times else default)
+            fastest = min(times, key=times.__getitem__) if times else default
+            here[name] = list(fastest)
             self._write()
         return Config(*here[name])
 
