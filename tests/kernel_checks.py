@@ -51,7 +51,7 @@ class Case:
 def rand(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
     """Normal, fp64, on the device; the same for the same seed."""
     g = torch.Generator().manual_seed(seed + sum(shape))
-    return (torch.randn(*shape, generator=g, dtype=torch.float64) * scale).to(DEVICE)
+    return (torch.randn(shape, generator=g, dtype=torch.float64) * scale).to(DEVICE)
 
 
 def _outputs(found: Any) -> list[Tensor]:
@@ -85,7 +85,7 @@ def errors(found: Tensor, exact: Tensor) -> tuple[float, float]:
     assert torch.isfinite(found).all() or not torch.isfinite(exact).all(), "not finite"
     if not exact.numel():
         return 0.0, 0.0
-    difference = found.double() - exact
+    difference = found.detach().double() - exact
     norm = float(exact.norm())
     return float(difference.norm()) / (norm or 1.0), float(difference.abs().max())
 

@@ -97,10 +97,13 @@ def reference(logits_NV: Tensor, targets_N: Tensor, head: Head = PLAIN, bias: Te
     y_N1 = targets_N.where(counted_N, 0)[:, None]
     lse_N, target_N = z_NV.logsumexp(-1), z_NV.gather(1, y_N1)[:, 0]
     nll_N = lse_N - target_N
-    smooth_N = lse_N - (1 - head.label_smoothing) * target_N - head.label_smoothing * z_NV.mean(-1)
-    loss_N = (smooth_N + head.z_loss * lse_N.square()).where(counted_N, 0.0)
+    loss_N = lse_N - (1 - head.label_smoothing) * target_N + head.z_loss * lse_N.square()
+    if head.label_smoothing:
+        loss_N = loss_N - head.label_smoothing * z_NV.mean(-1)
     correct_N = (target_N >= z_NV.amax(-1)) & counted_N
-    return Rows(loss_N, nll_N.where(counted_N, 0.0), lse_N.where(counted_N, 0.0), correct_N.to(z_NV.dtype))
+    return Rows(
+        loss_N.where(counted_N, 0.0), nll_N.where(counted_N, 0.0), lse_N.where(counted_N, 0.0), correct_N.to(z_NV.dtype)
+    )
 
 
 # In plain torch.

