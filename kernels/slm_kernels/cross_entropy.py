@@ -179,14 +179,11 @@ def _block_in_place(
 
 
 @triton.jit
-def _score(a, cols, bias_ptr, mask, scale, cap, HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr):
-    """Logits of raw products, -inf where masked."""
-    u = a.to(tl.float32) * scale
-    if HAS_BIAS:
-        u += tl.load(bias_ptr + cols, mask=mask, other=0.0).to(tl.float32)
+def _score(u, cols, valid, cap, HAS_CAP: tl.constexpr):
+    """Logits of scaled products, -inf past the valid ones."""
     if HAS_CAP:
         u = cap * (2 * tl.sigmoid(2 * u / cap) - 1)
-    return tl.where(mask, u, float("-inf"))
+    return tl.where(cols < valid, u, float("-inf"))
 
 
 @triton.jit
@@ -230,15 +227,17 @@ def _rows_kernel(
     b_sum = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, valid, BLOCK):
         cols = start + o_v
-        mask = cols < valid
-        a = tl.load(row_ptr + cols, mask=mask, other=0.0, eviction_policy="evict_last")
-        z = _score(a, cols, bias_ptr, mask, scale, cap, HAS_BIAS, HAS_CAP)
+        # Masked by V, not by valid: V is a multiple of 16 where somebody cared, and only then are loads wide.
+        u = tl.load(row_ptr + cols, mask=cols < V, other=0.0, eviction_policy="evict_last").to(tl.float32) * scale
+        if HAS_BIAS:
+            u += tl.load(bias_ptr + cols, mask=cols < V, other=0.0).to(tl.float32)
+        z = _score(u, cols, valid, cap, HAS_CAP)
         higher = tl.maximum(top, tl.max(z, 0))
         total = total * tl.exp(top - higher) + tl.sum(tl.exp(z - higher), 0)
         top = higher
         b_target += tl.where(cols == y, z, 0.0)
         if SMOOTH:
-            b_sum += tl.where(mask, z, 0.0)
+            b_sum += tl.where(cols < valid, z, 0.0)
     lse = top + tl.log(total)
     target = tl.sum(b_target, 0)
     loss = lse - (1 - smoothing) * target + z_loss * lse * lse
@@ -254,23 +253,17 @@ def _rows_kernel(
             weight *= tl.load(weights_ptr + row).to(tl.float32)
         for start in range(0, V, BLOCK):
             cols = start + o_v
-            mask = cols < valid
-            a = tl.load(row_ptr + cols, mask=mask, other=0.0, eviction_policy="evict_first")
-            z = _score(a, cols, bias_ptr, mask, scale, cap, HAS_BIAS, HAS_CAP)
-            g = (1 + 2 * z_loss * lse) * tl.exp(z - lse) - tl.where(cols == y, 1 - smoothing, 0.0)
+            u = tl.load(row_ptr + cols, mask=cols < V, other=0.0, eviction_policy="evict_first").to(tl.float32) * scale
+            if HAS_BIAS:
+                u += tl.load(bias_ptr + cols, mask=cols < V, other=0.0).to(tl.float32)
+            p = tl.exp(_score(u, cols, valid, cap, HAS_CAP) - lse)
+            g = (1 + 2 * z_loss * lse) * p - tl.where(cols == y, 1 - smoothing, 0.0)
             if SMOOTH:
                 g -= smoothing / valid
             if HAS_CAP:
-                half = tl.sigmoid(2 * (a.to(tl.float32) * scale + _bias(bias_ptr, cols, mask, HAS_BIAS)) / cap)
+                half = tl.sigmoid(2 * u / cap)
                 g *= 4 * half * (1 - half)  # 1 - tanh^2
-            tl.store(row_ptr + cols, tl.where(mask, g * weight, 0.0), mask=cols < V)
-
-
-@triton.jit
-def _bias(bias_ptr, cols, mask, HAS_BIAS: tl.constexpr):
-    if HAS_BIAS:
-        return tl.load(bias_ptr + cols, mask=mask, other=0.0).to(tl.float32)
-    return tl.zeros_like(cols).to(tl.float32)
+            tl.store(row_ptr + cols, tl.where(cols < valid, g * weight, 0.0), mask=cols < V)
 
 
 def default_config(V: int) -> Config:

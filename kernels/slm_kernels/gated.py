@@ -30,6 +30,7 @@ from slm_kernels._op import Differentiable
 from slm_kernels._rows import as_rows
 from slm_kernels._triton import tl, triton
 from slm_kernels.dispatch import Op
+from slm_kernels.matmul import no_autocast, product_dtype
 from slm_kernels.tuning import Config, tuned
 
 ACTIVATIONS = {
@@ -308,7 +309,7 @@ def _activate(impl: str, x: Tensor, up: Tensor | None, act: str, fused: bool) ->
 def _linear_forward(
     x: Tensor, weight: Tensor, up: Tensor | None, bias: Tensor | None, act: str, fused: bool, dtype: torch.dtype, impl: str
 ) -> Tensor:  # fmt: skip
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         h = _activate(impl, x, up, act, fused).to(dtype)
         return F.linear(h, weight.to(dtype), None if bias is None else bias.to(dtype))
 
@@ -337,7 +338,7 @@ def _linear_backward(launch: Any, ctx: Any, dy: Tensor | None) -> tuple[Tensor |
 def _linear_launch_backward(
     dy: Tensor, x: Tensor, weight: Tensor, up: Tensor | None, act: str, fused: bool, dtype: torch.dtype, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         dy_ND = dy.reshape(-1, weight.shape[0])
         dh = (dy_ND @ weight.to(dtype)).to(x.dtype).view(*x.shape[:-1], weight.shape[1])
         if impl == "triton":
@@ -377,11 +378,7 @@ _linear_function = Differentiable(
 def _linear_apply(
     impl: str, x: Tensor, weight: Tensor, up: Tensor | None, bias: Tensor | None, act: str, fused: bool
 ) -> Tensor:
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    if dtype != x.dtype and x.dtype == torch.float64:
-        dtype = x.dtype  # autocast leaves fp64 alone
-    return _linear_function(x, weight, up, bias, act, fused, dtype, impl)  # type: ignore[no-any-return]
+    return _linear_function(x, weight, up, bias, act, fused, product_dtype(x), impl)  # type: ignore[no-any-return]
 
 
 def _linear_torch(x: Tensor, weight: Tensor, up: Tensor | None, bias: Tensor | None, act: str, fused: bool) -> Tensor:

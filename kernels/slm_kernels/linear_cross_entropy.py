@@ -27,7 +27,7 @@ from slm_kernels._op import Differentiable
 from slm_kernels.cross_entropy import Head, Rows, in_place, in_place_triton
 from slm_kernels.cross_entropy import reference as rows_reference
 from slm_kernels.dispatch import Op
-from slm_kernels.matmul import add_product_
+from slm_kernels.matmul import add_product_, no_autocast, product_dtype
 
 CHUNK = {"cpu": (16 << 20, 256), "cuda": (512 << 20, 2048)}
 """Default size of a chunk by device: bytes of logits, or so many rows where those are more bytes."""
@@ -146,9 +146,8 @@ def _apply(
     chunk_bytes: int | None,
     aux: bool,
 ) -> tuple[Any, ...]:
-    device = x_ND.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
-    rows = chunk_rows(x_ND.shape[0], weight_VD.shape[0] * dtype.itemsize, chunk_bytes, device)
+    dtype = product_dtype(x_ND)
+    rows = chunk_rows(x_ND.shape[0], weight_VD.shape[0] * dtype.itemsize, chunk_bytes, x_ND.device.type)
     # Asked here: inside of a Function gradients are always off, and its needs_input_grad doesn't know of no_grad.
     wants = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (x_ND, weight_VD, bias)]
     if reduction == "none":
@@ -245,7 +244,7 @@ def _sum_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Sum of losses, (N,) nll, lse and correct, and the gradients of the sum."""
     head = Head(scale, softcap, valid, ignore_index, z_loss, label_smoothing)
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         wide = torch.promote_types(dtype, torch.float32)  # fp64 stays fp64
         w_VD = weight.to(dtype)
         grads = _Grads.like(x, weight, bias, wide, [want_x, want_w, want_b])
@@ -305,7 +304,7 @@ def _row_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(N,) loss, nll, lse and correct."""
     head = Head(scale, softcap, valid, ignore_index, z_loss, label_smoothing)
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         out_4N = x.new_empty(4, x.shape[0], dtype=torch.promote_types(dtype, torch.float32))
         for chunk in _chunks(x, weight.to(dtype), targets, rows, dtype):
             out_4N[:, chunk.block] = torch.stack(_rows_of(chunk, head, bias, None, False, impl))
@@ -352,7 +351,7 @@ def _row_backward_launch(
     want_b: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     head = Head(scale, softcap, valid, ignore_index, z_loss, label_smoothing)
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         wide, w_VD = torch.promote_types(dtype, torch.float32), weight.to(dtype)
         grads = _Grads.like(x, weight, bias, wide, [want_x, want_w, want_b])
         for chunk in _chunks(x, w_VD, targets, rows, dtype):
@@ -385,9 +384,7 @@ _per_row = Differentiable(
 
 
 def _why_not(x_ND: Tensor, weight_VD: Tensor, *rest: Any) -> str:
-    device = x_ND.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
-    return "" if dtype != torch.float64 else "inputs are fp64, the kernel computes in fp32"
+    return "" if product_dtype(x_ND) != torch.float64 else "inputs are fp64, the kernel computes in fp32"
 
 
 def _torch(*args: Any) -> tuple[Any, ...]:

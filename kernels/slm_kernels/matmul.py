@@ -1,11 +1,26 @@
-"""Matrix products that are summed in fp32 without a temporary."""
+"""Matrix products: the dtype that they run in, and sums in fp32 without a temporary."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What torch would multiply ``x`` in: autocast's dtype where autocast is on (it leaves fp64 alone), else its own."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return x.dtype
+    return torch.get_autocast_dtype(device)
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Products inside run in the dtype of what they are given."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def add_product_(total_MN: Tensor, a_MK: Tensor, b_KN: Tensor) -> None:

@@ -123,21 +123,42 @@ def reference(
     return one(q, q_weight), one(k, k_weight)
 
 
+# Tiles are (TOKENS, HEADS, numbers). Whatever lacks one of the three is loaded without it and expanded afterwards: as a
+# tile with a 1 in that place, each thread would load it once for every number that it holds along it.
+
+
 @triton.jit
 def _places(first, N, T, heads, i_head, HEADS: tl.constexpr, TOKENS: tl.constexpr):
-    """Batch and position of TOKENS tokens from ``first`` on, and HEADS heads from ``i_head`` on; and which exist."""
-    i_n = first + tl.arange(0, TOKENS)[:, None, None].to(tl.int64)
-    i_h = i_head + tl.arange(0, HEADS)[None, :, None]
-    return i_n // T, i_n % T, i_h, (i_n < N) & (i_h < heads)
+    """Batch and position of TOKENS tokens from ``first`` on (vectors), HEADS heads from ``i_head`` on; which exist."""
+    i_n = first + tl.arange(0, TOKENS).to(tl.int64)
+    i_h = i_head + tl.arange(0, HEADS)
+    return i_n, i_h, (i_n < N)[:, None, None] & (i_h < heads)[None, :, None]
 
 
 @triton.jit
 def _columns(half, INTERLEAVED: tl.constexpr, HALF: tl.constexpr):
-    """Where the numbers of each pair stand in a head."""
-    i_r = tl.arange(0, HALF)[None, None, :]
+    """The number of each pair and where its two stand in a head."""
+    i_r = tl.arange(0, HALF)
     if INTERLEAVED:
         return i_r, 2 * i_r, 2 * i_r + 1
     return i_r, i_r, i_r + half
+
+
+@triton.jit
+def _angles(cos_ptr, sin_ptr, i_n, i_r, cos_sb, N, T, half):
+    """Cosines and sines, (TOKENS, 1, HALF)."""
+    at = (i_n // T * cos_sb + i_n % T * half)[:, None] + i_r[None, :]
+    mask = (i_n < N)[:, None] & (i_r < half)[None, :]
+    cos = tl.load(cos_ptr + at, mask=mask, other=0.0)
+    sin = tl.load(sin_ptr + at, mask=mask, other=0.0)
+    return cos[:, None, :], sin[:, None, :]
+
+
+@triton.jit
+def _gains(w_ptr, i_h, columns, there, w_sh, offset):
+    """Gains of some columns, (1, HEADS, columns)."""
+    w = tl.load(w_ptr + i_h[:, None] * w_sh + columns[None, :], mask=there, other=0.0)
+    return (w.to(tl.float32) + f32(offset))[None]
 
 
 @triton.jit
@@ -169,33 +190,35 @@ def _turn(
     HALF: tl.constexpr,
     REST: tl.constexpr,
 ):
-    """Forward for queries or keys."""
-    i_b, i_t, i_h, there = _places(first, N, T, heads, i_head, HEADS, TOKENS)
+    """Forward for queries or keys. REST is 0 where all of a head is turned."""
+    i_n, i_h, there = _places(first, N, T, heads, i_head, HEADS, TOKENS)
     i_r, c1, c2 = _columns(half, INTERLEAVED, HALF)
-    mask = there & (i_r < half)
-    p_x = x_ptr + i_b * sb + i_t * st + i_h * sh
-    p_y = y_ptr + ((i_b * T + i_t) * heads + i_h) * K
-    a1 = tl.load(p_x + c1, mask=mask, other=0.0).to(tl.float32)
-    a2 = tl.load(p_x + c2, mask=mask, other=0.0).to(tl.float32)
-    c3 = 2 * half + tl.arange(0, REST)[None, None, :]
-    in_rest = c3 < K
-    a3 = tl.load(p_x + c3, mask=there & in_rest, other=0.0).to(tl.float32)
+    mask, real = there & (i_r < half)[None, None, :], i_h[:, None] < heads
+    p_x = x_ptr + (i_n // T * sb + i_n % T * st)[:, None, None] + (i_h * sh)[None, :, None]
+    p_y = y_ptr + (i_n * heads)[:, None, None] * K + (i_h * K)[None, :, None]
+    a1 = tl.load(p_x + c1[None, None, :], mask=mask, other=0.0).to(tl.float32)
+    a2 = tl.load(p_x + c2[None, None, :], mask=mask, other=0.0).to(tl.float32)
+    squares = tl.sum(a1 * a1 + a2 * a2, 2, keep_dims=True)
+    if REST:
+        c3 = 2 * half + tl.arange(0, REST)
+        mask3 = there & (c3 < K)[None, None, :]
+        a3 = tl.load(p_x + c3[None, None, :], mask=mask3, other=0.0).to(tl.float32)
+        squares += tl.sum(a3 * a3, 2, keep_dims=True)
     if NORM:
-        squares = tl.sum(a1 * a1 + a2 * a2, 2, keep_dims=True) + tl.sum(a3 * a3, 2, keep_dims=True)
         r = 1 / tl.sqrt(squares / K + f32(eps))
-        a1, a2, a3 = a1 * r, a2 * r, a3 * r
+        a1, a2 = a1 * r, a2 * r
+        if REST:
+            a3 *= r
     if HAS_WEIGHT:
-        p_w, real = w_ptr + i_h * w_sh, i_h < heads
-        a1 *= tl.load(p_w + c1, mask=real & (i_r < half), other=0.0).to(tl.float32) + f32(offset)
-        a2 *= tl.load(p_w + c2, mask=real & (i_r < half), other=0.0).to(tl.float32) + f32(offset)
-        a3 *= tl.load(p_w + c3, mask=real & in_rest, other=0.0).to(tl.float32) + f32(offset)
-    i_c = i_b * cos_sb + i_t * half + i_r
-    in_c = (i_b * T + i_t < N) & (i_r < half)
-    cos = tl.load(cos_ptr + i_c, mask=in_c, other=0.0)
-    sin = tl.load(sin_ptr + i_c, mask=in_c, other=0.0)
-    tl.store(p_y + c1, a1 * cos - a2 * sin, mask=mask)
-    tl.store(p_y + c2, a2 * cos + a1 * sin, mask=mask)
-    tl.store(p_y + c3, a3, mask=there & in_rest)
+        a1 *= _gains(w_ptr, i_h, c1, real & (i_r < half)[None, :], w_sh, offset)
+        a2 *= _gains(w_ptr, i_h, c2, real & (i_r < half)[None, :], w_sh, offset)
+        if REST:
+            a3 *= _gains(w_ptr, i_h, c3, real & (c3 < K)[None, :], w_sh, offset)
+    cos, sin = _angles(cos_ptr, sin_ptr, i_n, i_r, cos_sb, N, T, half)
+    tl.store(p_y + c1[None, None, :], a1 * cos - a2 * sin, mask=mask)
+    tl.store(p_y + c2[None, None, :], a2 * cos + a1 * sin, mask=mask)
+    if REST:
+        tl.store(p_y + c3[None, None, :], a3, mask=mask3)
 
 
 @triton.jit
@@ -286,56 +309,65 @@ def _turn_back(
 ):
     """Backward for queries or keys: ``tiles`` tiles of TOKENS tokens, one after the other."""
     i_r, c1, c2 = _columns(half, INTERLEAVED, HALF)
-    c3 = 2 * half + tl.arange(0, REST)[None, None, :]
-    in_r, in_rest = i_r < half, c3 < K
-    i_w = i_head + tl.arange(0, HEADS)[None, :, None]
-    real = i_w < heads
-    w1 = tl.zeros((1, HEADS, HALF), tl.float32) + 1.0
-    w2, w3 = w1, tl.zeros((1, HEADS, REST), tl.float32) + 1.0
+    c3 = 2 * half + tl.arange(0, REST if REST else 1)
+    _, i_h, _ = _places(0, N, T, heads, i_head, HEADS, TOKENS)
+    in_w, in_w3 = (i_h[:, None] < heads) & (i_r < half)[None, :], (i_h[:, None] < heads) & (c3 < K)[None, :]
     if HAS_WEIGHT:
-        p_w = w_ptr + i_w * w_sh
-        w1 = tl.load(p_w + c1, mask=real & in_r, other=0.0).to(tl.float32) + f32(offset)
-        w2 = tl.load(p_w + c2, mask=real & in_r, other=0.0).to(tl.float32) + f32(offset)
-        w3 = tl.load(p_w + c3, mask=real & in_rest, other=0.0).to(tl.float32) + f32(offset)
-    dw1 = tl.zeros((TOKENS, HEADS, HALF), tl.float32)
-    dw2, dw3 = dw1, tl.zeros((TOKENS, HEADS, REST), tl.float32)
+        w1 = _gains(w_ptr, i_h, c1, in_w, w_sh, offset)
+        w2 = _gains(w_ptr, i_h, c2, in_w, w_sh, offset)
+        dw1 = tl.zeros((TOKENS, HEADS, HALF), tl.float32)
+        dw2 = tl.zeros((TOKENS, HEADS, HALF), tl.float32)
+        if REST:
+            w3 = _gains(w_ptr, i_h, c3, in_w3, w_sh, offset)
+            dw3 = tl.zeros((TOKENS, HEADS, REST), tl.float32)
     for tile in range(tiles):
-        i_b, i_t, i_h, there = _places((program * tiles + tile) * TOKENS, N, T, heads, i_head, HEADS, TOKENS)
-        mask, mask3 = there & in_r, there & in_rest
-        p_dy = dy_ptr + i_b * dy_sb + i_t * dy_st + i_h * dy_sh
-        p_dx = dx_ptr + ((i_b * T + i_t) * heads + i_h) * K
-        dy1 = tl.load(p_dy + c1, mask=mask, other=0.0).to(tl.float32)
-        dy2 = tl.load(p_dy + c2, mask=mask, other=0.0).to(tl.float32)
-        da3 = tl.load(p_dy + c3, mask=mask3, other=0.0).to(tl.float32)
-        i_c = i_b * cos_sb + i_t * half + i_r
-        in_c = (i_b * T + i_t < N) & in_r
-        cos = tl.load(cos_ptr + i_c, mask=in_c, other=0.0)
-        sin = tl.load(sin_ptr + i_c, mask=in_c, other=0.0)
+        i_n, i_h, there = _places((program * tiles + tile) * TOKENS, N, T, heads, i_head, HEADS, TOKENS)
+        mask = there & (i_r < half)[None, None, :]
+        mask3 = there & (c3 < K)[None, None, :]
+        p_dy = dy_ptr + (i_n // T * dy_sb + i_n % T * dy_st)[:, None, None] + (i_h * dy_sh)[None, :, None]
+        p_dx = dx_ptr + (i_n * heads)[:, None, None] * K + (i_h * K)[None, :, None]
+        dy1 = tl.load(p_dy + c1[None, None, :], mask=mask, other=0.0).to(tl.float32)
+        dy2 = tl.load(p_dy + c2[None, None, :], mask=mask, other=0.0).to(tl.float32)
+        if REST:
+            da3 = tl.load(p_dy + c3[None, None, :], mask=mask3, other=0.0).to(tl.float32)
+        cos, sin = _angles(cos_ptr, sin_ptr, i_n, i_r, cos_sb, N, T, half)
         da1 = dy1 * cos + dy2 * sin
         da2 = dy2 * cos - dy1 * sin
         if NORM:
-            p_x = x_ptr + i_b * sb + i_t * st + i_h * sh
-            n1 = tl.load(p_x + c1, mask=mask, other=0.0).to(tl.float32)
-            n2 = tl.load(p_x + c2, mask=mask, other=0.0).to(tl.float32)
-            n3 = tl.load(p_x + c3, mask=mask3, other=0.0).to(tl.float32)
-            squares = tl.sum(n1 * n1 + n2 * n2, 2, keep_dims=True) + tl.sum(n3 * n3, 2, keep_dims=True)
+            p_x = x_ptr + (i_n // T * sb + i_n % T * st)[:, None, None] + (i_h * sh)[None, :, None]
+            n1 = tl.load(p_x + c1[None, None, :], mask=mask, other=0.0).to(tl.float32)
+            n2 = tl.load(p_x + c2[None, None, :], mask=mask, other=0.0).to(tl.float32)
+            squares = tl.sum(n1 * n1 + n2 * n2, 2, keep_dims=True)
+            if REST:
+                n3 = tl.load(p_x + c3[None, None, :], mask=mask3, other=0.0).to(tl.float32)
+                squares += tl.sum(n3 * n3, 2, keep_dims=True)
             r = 1 / tl.sqrt(squares / K + f32(eps))
-            n1, n2, n3 = n1 * r, n2 * r, n3 * r
+            n1, n2 = n1 * r, n2 * r
             if HAS_WEIGHT:
                 dw1 += da1 * n1
                 dw2 += da2 * n2
-                dw3 += da3 * n3
-            da1, da2, da3 = da1 * w1, da2 * w2, da3 * w3
-            mean = (tl.sum(da1 * n1 + da2 * n2, 2, keep_dims=True) + tl.sum(da3 * n3, 2, keep_dims=True)) / K
-            da1, da2, da3 = r * (da1 - n1 * mean), r * (da2 - n2 * mean), r * (da3 - n3 * mean)
-        tl.store(p_dx + c1, da1, mask=mask)
-        tl.store(p_dx + c2, da2, mask=mask)
-        tl.store(p_dx + c3, da3, mask=mask3)
+                da1, da2 = da1 * w1, da2 * w2
+            mean = tl.sum(da1 * n1 + da2 * n2, 2, keep_dims=True)
+            if REST:
+                n3 *= r
+                if HAS_WEIGHT:
+                    dw3 += da3 * n3
+                    da3 *= w3
+                mean += tl.sum(da3 * n3, 2, keep_dims=True)
+            mean /= K
+            da1, da2 = r * (da1 - n1 * mean), r * (da2 - n2 * mean)
+            if REST:
+                da3 = r * (da3 - n3 * mean)
+        tl.store(p_dx + c1[None, None, :], da1, mask=mask)
+        tl.store(p_dx + c2[None, None, :], da2, mask=mask)
+        if REST:
+            tl.store(p_dx + c3[None, None, :], da3, mask=mask3)
     if HAS_WEIGHT:
-        p_dw = dw_ptr + (program * heads + i_w) * K
-        tl.store(p_dw + c1, tl.sum(dw1, 0, keep_dims=True), mask=real & in_r)
-        tl.store(p_dw + c2, tl.sum(dw2, 0, keep_dims=True), mask=real & in_r)
-        tl.store(p_dw + c3, tl.sum(dw3, 0, keep_dims=True), mask=real & in_rest)
+        p_dw = dw_ptr + (program * heads + i_h)[:, None] * K
+        tl.store(p_dw + c1[None, :], tl.sum(dw1, 0), mask=in_w)
+        tl.store(p_dw + c2[None, :], tl.sum(dw2, 0), mask=in_w)
+        if REST:
+            tl.store(p_dw + c3[None, :], tl.sum(dw3, 0), mask=in_w3)
 
 
 @triton.jit
@@ -420,7 +452,7 @@ def _shape(q: Tensor, k: Tensor, cos: Tensor, q_weight: Tensor | None, eps: floa
         "INTERLEAVED": interleaved,
         "HEADS": HEADS,
         "HALF": next_power_of_2(half),
-        "REST": next_power_of_2(K - 2 * half),  # 1 where there is none, and masked
+        "REST": next_power_of_2(K - 2 * half) if 2 * half < K else 0,
     }
     blocks = -(-H // HEADS) + -(-k.shape[2] // HEADS)
     return (H, k.shape[2], B * T, T, K, half), constants, blocks

@@ -129,8 +129,8 @@ def _forward_kernel(
     BLOCK: tl.constexpr,
 ):
     """ROWS rows per program."""
-    i_n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    i_h = tl.arange(0, BLOCK)[None, :]
+    i_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    i_n, i_h = i_row[:, None], tl.arange(0, BLOCK)[None, :]
     mask = (i_n < N) & (i_h < H)
     s = tl.load(x_ptr + i_n * x_stride + i_h, mask=mask, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
@@ -138,9 +138,9 @@ def _forward_kernel(
         kept = s.to(s_ptr.dtype.element_ty)
         tl.store(s_ptr + i_n * H + i_h, kept, mask=mask)
         s = kept.to(tl.float32)
-    r = 1 / tl.sqrt(tl.sum(s * s, 1, keep_dims=True) / H + f32(eps))
-    tl.store(rstd_ptr + i_n, r, mask=i_n < N)
-    y = s * r
+    r = 1 / tl.sqrt(tl.sum(s * s, 1) / H + f32(eps))
+    tl.store(rstd_ptr + i_row, r, mask=i_row < N)
+    y = s * r[:, None]
     if HAS_WEIGHT:
         y *= tl.load(weight_ptr + i_h, mask=i_h < H, other=0.0).to(tl.float32) + f32(offset)
     tl.store(y_ptr + i_n * H + i_h, y, mask=mask)
@@ -178,11 +178,13 @@ def _backward_kernel(
         gain = tl.load(weight_ptr + i_h, mask=in_h, other=0.0).to(tl.float32) + f32(offset)
     dw = tl.zeros((ROWS, BLOCK), tl.float32)
     for tile in range(tiles):
-        i_n = (program * tiles + tile) * ROWS + tl.arange(0, ROWS)[:, None]
+        i_row = (program * tiles + tile) * ROWS + tl.arange(0, ROWS)
+        i_n = i_row[:, None]
         mask = (i_n < N) & in_h
         dy = tl.load(dy_ptr + i_n * dy_stride + i_h, mask=mask, other=0.0).to(tl.float32)
         s = tl.load(s_ptr + i_n * s_stride + i_h, mask=mask, other=0.0).to(tl.float32)
-        r = tl.load(rstd_ptr + i_n, mask=i_n < N, other=0.0)
+        # Loaded as a vector: as a column each thread would load it once for every number that it holds.
+        r = tl.load(rstd_ptr + i_row, mask=i_row < N, other=0.0)[:, None]
         n = s * r
         g = dy * gain
         if HAS_WEIGHT:

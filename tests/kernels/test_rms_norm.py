@@ -175,7 +175,7 @@ BUGS = [
     Bug("_backward_kernel", "g = dy * gain", "g = dy"),
     Bug("_backward_kernel", "ds += tl.load", "ds -= tl.load"),
     Bug("_backward_kernel", "+ f32(offset)", "", case=1),
-    Bug("_backward_kernel", "mask=i_n < N, other=0.0", "mask=i_n < N - 1, other=0.0"),
+    Bug("_backward_kernel", "mask=i_row < N, other=0.0", "mask=i_row < N - 1, other=0.0"),
     Bug("_forward_kernel", "/ H + f32(eps)", "/ BLOCK + f32(eps)"),
     Bug(
         "_forward_kernel",
