@@ -48,6 +48,8 @@ class Op:
     why_not: Callable[..., str]
     fused_by_inductor: bool = False
     """Whether torch.compile makes as good a kernel of the torch implementation, together with its neighbours."""
+    why_slow: Callable[..., str] = lambda *args, **kwargs: ""
+    """Why "auto" shouldn't take the kernel for a call that it could do; empty if it should."""
     compiled: Callable[..., Any] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -86,6 +88,7 @@ class Op:
             why_not = "kernels are interpreted, which is for tests"
         if not why_not and self.fused_by_inductor and torch.compiler.is_compiling():
             why_not = "torch.compile fuses the plain operations as well"
+        why_not = why_not or self.why_slow(*args, **kwargs)
         return Choice("torch", why_not) if why_not else Choice("triton", "it can do this")
 
 

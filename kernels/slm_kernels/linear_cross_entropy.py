@@ -27,6 +27,7 @@ from slm_kernels._op import Differentiable
 from slm_kernels.cross_entropy import Head, Rows, in_place, in_place_triton
 from slm_kernels.cross_entropy import reference as rows_reference
 from slm_kernels.dispatch import Op
+from slm_kernels.linear_lse import never_stored
 from slm_kernels.matmul import add_product_, no_autocast, product_dtype
 
 CHUNK = {"cpu": (16 << 20, 256), "cuda": (512 << 20, 2048)}
@@ -224,6 +225,15 @@ def _rows_of(chunk: _Chunk, head: Head, bias: Tensor | None, weights_C: Tensor |
     return rows(chunk.logits_CV, chunk.targets_C, head, bias, weights_C, grad)
 
 
+def _from_lse(x_ND: Tensor, w_VD: Tensor, targets_N: Tensor, head: Head, bias: Tensor | None) -> Rows:
+    """Losses without gradients and without logits."""
+    lse_N, target_N, mean_N, top_N = never_stored(x_ND, w_VD, targets_N, head, bias)
+    counted_N, e = targets_N != head.ignore_index, head.label_smoothing
+    loss_N = lse_N - (1 - e) * target_N - e * mean_N + head.z_loss * lse_N.square()
+    rows_4N = torch.stack([loss_N, lse_N - target_N, lse_N, (target_N >= top_N).to(lse_N)])
+    return Rows(*(row.clone() for row in torch.where(counted_N, rows_4N, 0.0)))
+
+
 def _sum_forward(
     x: Tensor,
     weight: Tensor,
@@ -246,6 +256,9 @@ def _sum_forward(
     head = Head(scale, softcap, valid, ignore_index, z_loss, label_smoothing)
     with no_autocast(x):
         wide = torch.promote_types(dtype, torch.float32)  # fp64 stays fp64
+        if impl == "triton" and not (want_x or want_w or want_b):
+            rows_ = _from_lse(x.to(dtype), weight.to(dtype), targets, head, bias)
+            return rows_.loss.sum(), rows_.nll, rows_.lse, rows_.correct, *(x.new_empty(0, dtype=wide) for _ in "xwb")  # type: ignore[return-value]
         w_VD = weight.to(dtype)
         grads = _Grads.like(x, weight, bias, wide, [want_x, want_w, want_b])
         out_4N = x.new_empty(4, x.shape[0], dtype=wide)
