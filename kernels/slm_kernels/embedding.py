@@ -98,7 +98,16 @@ def _launch_backward(dy: Tensor, ids: Tensor, V: int, dtype: torch.dtype) -> Ten
     def launch(config: Config) -> None:
         block = min(256, next_power_of_2(D))
         _backward_kernel[(M, triton.cdiv(D, block))](
-            dy_MD, sorted_M, order_M, dw_VD, dy_MD.stride(0), M, D, ROWS=config.block, BLOCK=block, num_warps=config.warps
+            dy_MD,
+            sorted_M,
+            order_M,
+            dw_VD,
+            dy_MD.stride(0),
+            M,
+            D,
+            ROWS=config.block,
+            BLOCK=block,
+            num_warps=config.warps,
         )
 
     launch(tuned("embedding backward", (D, dy.dtype), DEFAULT, CANDIDATES, launch))

@@ -83,7 +83,8 @@ def reference(
     """The same from torch's own operations."""
     wide = torch.promote_types(x.dtype, torch.float32)
     logp, logq = (
-        ((a @ b.mT).to(wide) / temperature)[:, :valid].log_softmax(-1) for a, b in ((x, weight), (teacher_x, teacher_weight))
+        ((a @ b.mT).to(wide) / temperature)[:, :valid].log_softmax(-1)
+        for a, b in ((x, weight), (teacher_x, teacher_weight))
     )
     logq = logq.detach()
     p, q = logp.exp(), logq.exp()

@@ -148,9 +148,7 @@ def symmetric(x_NMK: Tensor, add_NMM: Tensor | None = None, alpha: float = 1.0, 
     return out_NMM
 
 
-def _triton(
-    g_NRC: Tensor, steps: int, coefficients: tuple[float, float, float], dtype: torch.dtype | None
-) -> Tensor:
+def _triton(g_NRC: Tensor, steps: int, coefficients: tuple[float, float, float], dtype: torch.dtype | None) -> Tensor:
     a, b, c = coefficients
     x = _started(g_NRC, dtype)
     for _ in range(steps):

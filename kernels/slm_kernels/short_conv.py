@@ -100,9 +100,8 @@ def _forward_kernel(
         x = tl.load(p_x - j * st, mask=there[:, None] & in_c[None, :], other=0.0).to(tl.float32)
         w = tl.load(w_ptr + i_c * K + (K - 1 - j), mask=in_c, other=0.0).to(tl.float32)
         y += x * w[None, :]
-        if RESIDUAL:
-            if j == 0:
-                y += x
+        if RESIDUAL and j == 0:
+            y += x
     if HAS_BIAS:
         y += tl.load(bias_ptr + i_c, mask=in_c, other=0.0).to(tl.float32)[None, :]
     tl.store(y_ptr + i_n[:, None] * C + i_c[None, :], y, mask=(i_n < N)[:, None] & in_c[None, :])
