@@ -17,6 +17,7 @@ Sources: Hinton et al. 2015, arXiv 1503.02531; Agarwal et al. 2023 (generalised 
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -93,9 +94,14 @@ def reference(
     elif kind == "reverse":
         rows = (p * (logp - logq)).sum(-1)
     else:
-        logm = (beta * q + (1 - beta) * p).log()
+        logm = _mixed(logq, logp, beta)
         rows = (beta * q * (logq - logm) + (1 - beta) * p * (logp - logm)).sum(-1)
     return rows.sum() if weights is None else (rows * weights).sum()
+
+
+def _mixed(logq: Tensor, logp: Tensor, beta: float) -> Tensor:
+    """log(b q + (1 - b) p), also where both are too small for a number."""
+    return torch.logaddexp(logq + math.log(beta), logp + math.log(1 - beta))
 
 
 def in_place(
@@ -117,7 +123,7 @@ def in_place(
         grad = difference.sub_(rows_C[:, None]).mul_(p)
     else:
         q = logq.exp()
-        logm = (beta * q + (1 - beta) * p).log()
+        logm = _mixed(logq, logp, beta)
         u = (logp - logm).mul_(1 - beta)
         dot_C = (p * u).sum(-1)
         rows_C = dot_C + beta * (q * (logq - logm)).sum(-1)
