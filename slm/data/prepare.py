@@ -69,7 +69,11 @@ def prepare(
 def open_corpus(data: Data, tokenizer: TokenizerPart, data_dir: Path | str) -> Corpus:
     """The stores of a run that was made before. Raises `RunError` if one is missing."""
     paths = store_paths(data, tokenizer, data_dir)
-    return Corpus({n: Store.open(p, cache_dir=_cache(data_dir)) for n, p in paths.items()}, Path(data_dir) / "plans")
+    stores = {
+        name: _ready_made(str(path), tokenizer, data_dir) if data.members[name].source is None else Store.open(path)
+        for name, path in paths.items()
+    }
+    return Corpus(stores, Path(data_dir) / "plans")
 
 
 def _store_path(data: Data, member: Member, tokenizer: TokenizerPart, data_dir: Path | str) -> Path | str:

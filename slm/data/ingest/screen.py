@@ -15,6 +15,7 @@ class Screen:
         self.filters = [Filter.parse(text) for text in curation.filters]
         self.index = index or (curation.decontaminate.build() if curation.decontaminate else None)
         self.scorer = curation.quality.load() if curation.quality else None
+        self._checked = not self.filters
 
     def enriched(self, doc: Document) -> Document:
         """The document with the columns that are computed here."""
@@ -22,6 +23,8 @@ class Screen:
 
     def reason(self, doc: Document) -> str | None:
         """The rule under which a document is dropped, or None if it is kept."""
+        if not self._checked:
+            self._check(doc)
         if not doc.text:
             return "empty"
         for check in self.filters:
@@ -30,3 +33,9 @@ class Screen:
         if self.index is not None and (name := self.index.contaminated(doc)) is not None:
             return f"contaminated: {name}"
         return None
+
+    def _check(self, doc: Document) -> None:
+        """Raise `ConfigError` if a filter asks for a column that the first document doesn't have: else it would drop all."""
+        for check in self.filters:
+            check.check(doc.meta)
+        self._checked = True

@@ -234,3 +234,10 @@ def test_twenty_kills_leave_the_same_bytes_as_none(tmp_path: Path, workers: int)
     assert kills == 10
     assert contents(tmp_path / "store") == whole
     assert not (tmp_path / "store.partial").exists()
+
+
+def test_a_filter_on_a_column_that_is_not_there_stops_at_once(tmp_path: Path) -> None:
+    """It would drop every document, after hours."""
+    source = corpus(tmp_path / "in")
+    with pytest.raises(ConfigError, match=r"'scor'.*Did you mean 'score'"):
+        build(tmp_path / "store", (source,), Bytes(), Curation(filters=("scor >= 3",)))

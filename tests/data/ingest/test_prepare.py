@@ -16,7 +16,7 @@ from slm.data.ingest.config import is_heldout
 from slm.data.prepare import prepare, store_paths
 from slm.data.sources import Local, Synthetic
 from slm.data.store import Store
-from slm.data.tokenizer import BytePairs, Bytes, TokenizerPart
+from slm.data.tokenizer import BytePairs, Bytes, FromFile, TokenizerPart
 
 SOURCE = Synthetic(count=200, length=60)
 DATA = Data(source=SOURCE, seq_len=64, heldout=0.1)
@@ -164,3 +164,16 @@ def test_kill_in_the_middle_leaves_nothing_that_looks_whole(tmp_path: Path) -> N
     process.wait()
     assert not list((tmp_path / "data").glob("*/manifest.json"))
     assert made(DATA, Bytes(), tmp_path / "data").split("train").tokens > 0
+
+
+def test_a_ready_made_store_of_another_tokenizer_is_refused(store: Store, tmp_path: Path) -> None:
+    from slm.data.prepare import open_corpus
+
+    data = Data(store=str(store.path), seq_len=64)
+    file = FromFile(path=str(store.path / "tokenizer.json"))
+    assert prepare(data, file, tmp_path).counts("train") == open_corpus(data, file, tmp_path).counts("train")
+    for opens in (prepare, open_corpus):
+        with pytest.raises(ConfigError, match=r"another tokenizer.*tokenizer.path=.*tokenizer.json"):
+            opens(data, Bytes(), tmp_path)
+        with pytest.raises(ConfigError, match="would learn a new one"):
+            opens(data, BytePairs(vocab=300), tmp_path)
