@@ -30,6 +30,7 @@ def run(
     repeats: int = 3,
     work: Path | None = None,
     tell: Callable[[str], None] = lambda _: None,
+    found: Callable[[Result], None] = lambda _: None,
 ) -> tuple[dict[str, Any], list[Result]]:
     """Run the named groups, or all; returns (machine and settings, results).
 
@@ -38,6 +39,7 @@ def run(
         repeats: how often ours and the peer's take turns.
         work: where corpora, tokenizer and plans are made and kept for a next time; None: a place that is removed again.
         tell: called with the name of every group as it begins.
+        found: called with every result as it comes, since all of them together may take an hour.
 
     Raises:
         ConfigError: a group that there is not, or sizes that can't be.
@@ -56,5 +58,7 @@ def run(
         results: list[Result] = []
         for name in only or GROUPS:
             tell(name)
-            results += importlib.import_module(GROUPS[name]).run(job)
+            for one in importlib.import_module(GROUPS[name]).run(job):
+                found(one)
+                results.append(one)
     return report, results

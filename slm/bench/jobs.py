@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -96,27 +95,35 @@ def load(root: str, megabytes: float, seq_len: int, rows: int) -> dict[str, Any]
 JOBS: dict[str, Callable[..., dict[str, Any]]] = {"tokenise": tokenise, "datatrove": datatrove, "load": load}
 
 
-class Anonymous:
-    """Watches this process and its children: the most memory that is theirs alone, in bytes.
+class Watch:
+    """Watches this process and its children, twenty times a second: the most memory of all of them together, in bytes.
 
-    What is left out are pages of mapped files: the kernel takes those back whenever it wants, so they say how much
-    memory is free and not how much is needed.
+    ``anonymous`` is what is theirs alone. ``resident`` has pages of mapped files on top (shared ones once for every
+    process): the kernel takes those back whenever it wants, so they say how much memory is free and not how much is
+    needed. (The kernel's own ``ru_maxrss`` won't do: a process inherits its parent's.)
     """
 
     def __init__(self) -> None:
-        self.peak, self._stop = 0, threading.Event()
+        self.anonymous = self.resident = 0
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
         while not self._stop.wait(0.05):
-            self.peak = max(self.peak, sum(map(_anonymous, _family(os.getpid()))))
+            self._look()
 
-    def close(self) -> int:
-        """The peak."""
+    def _look(self) -> None:
+        found = [_memory(pid) for pid in _family(os.getpid())]
+        self.anonymous = max(self.anonymous, sum(anonymous for anonymous, _ in found))
+        self.resident = max(self.resident, sum(resident for _, resident in found))
+
+    def close(self) -> dict[str, int]:
+        """The peaks."""
         self._stop.set()
         self._thread.join()
-        return max(self.peak, _anonymous(os.getpid()))
+        self._look()
+        return {"anonymous": self.anonymous, "resident": self.resident}
 
 
 def _family(pid: int) -> list[int]:
@@ -131,25 +138,21 @@ def _family(pid: int) -> list[int]:
     return found
 
 
-def _anonymous(pid: int) -> int:
+def _memory(pid: int) -> tuple[int, int]:
+    """(anonymous, resident) bytes of a process; nothing if it has ended."""
     try:
-        text = Path(f"/proc/{pid}/status").read_text()
+        lines = [line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
     except OSError:
-        return 0
-    return sum(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("RssAnon"))
-
-
-def _resident() -> int:
-    """The most memory that this process had, mapped files included, and the largest of its children's on top."""
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(resource.getrusage(kind).ru_maxrss for kind in kinds) << (0 if sys.platform == "darwin" else 10)
+        return 0, 0
+    sizes = {line[0]: int(line[1]) << 10 for line in lines if line and line[0] in ("RssAnon:", "VmRSS:")}
+    return sizes.get("RssAnon:", 0), sizes.get("VmRSS:", 0)
 
 
 def main() -> None:
     name, arguments = sys.argv[1], json.loads(sys.argv[2])
-    watch = Anonymous()
+    watch = Watch()
     report = JOBS[name](**arguments)
-    print(json.dumps({**report, "anonymous": watch.close(), "resident": _resident()}))
+    print(json.dumps({**report, **watch.close()}))
 
 
 if __name__ == "__main__":

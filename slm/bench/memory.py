@@ -33,7 +33,7 @@ def _results(what: str, unit: str, sizes: tuple[float, float], found: list[dict[
     resident = " and ".join(f"{report['resident'] / 2**30:.2f}" for report in found)
     note = (
         f"{sizes[0]:g} and {sizes[1]:g} {unit}: {small:.3f} and {large:.3f} GiB of the processes' own at the peak; with pages of mapped files, "
-        f"which the kernel takes back at will, and the largest child's on top: {resident} GiB"
+        f"which the kernel takes back at will, {resident} GiB"
     )
     yield result(f"memory, {what}, {sizes[1]:g} MB", large, "GiB", target=Target("<", 1), note=note)
     yield result(f"memory, {what}, growth at {GROWTH}x", large / small, "x", target=Target("<=", FLAT), note=note)

@@ -123,7 +123,7 @@ def markdown(report: Mapping[str, Any], results: list[Result], command: str) -> 
         f"(other work was running where they are above 0). Python {machine['python']}, {versions}.",
         "",
         "Rates are per second of processor time, children included; *by the wall* is the ratio of the rates by the clock. Ours "
-        f"and the peer's took turns, {report['settings']['repeats']} times each; medians.",
+        f"and the peer's took turns; medians of {report['settings']['repeats']}.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
@@ -142,7 +142,7 @@ def _number(value: float | None) -> str:
         return ""
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
-    return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _ratio(value: float | None) -> str:

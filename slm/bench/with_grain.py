@@ -38,6 +38,9 @@ class Documents:
 
 def dataset(documents: Documents, packer: Packer, *, seq_len: int, rows: int, threads: int | None) -> Any:
     """Batches of (tokens, positions, labels), int64 tensors of shape (rows, seq_len); ``threads`` None: Grain's default."""
+    import logging
+
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it misses jax, which nobody here needs
     import grain
     from grain import experimental
 

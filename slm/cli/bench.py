@@ -42,7 +42,12 @@ def data(
 
     out = console(json)
     report, results = run(
-        only or (), mb=mb, repeats=repeats, work=work, tell=lambda name: out.print(f"measuring: {name}")
+        only or (),
+        mb=mb,
+        repeats=repeats,
+        work=work,
+        tell=lambda name: out.print(f"measuring: {name}"),
+        found=lambda one: out.print("  " + "  ".join(cell for cell in r.rows([one])[0] if cell), markup=False),
     )
     if markdown is not None:
         flags = [f"--only {shlex.quote(name)}" for name in only or ()]
