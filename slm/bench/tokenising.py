@@ -25,7 +25,7 @@ def run(work: Work) -> Iterator[Result]:
     text, tokenizer = work.text(), work.tokenizer()
     opened = Tokenizer.from_bytes(tokenizer.read_bytes())
     backends = {name: why_not(opened, name) for name in TARGETS}
-    peer = "datatrove" if version("datatrove") else None
+    peer = "datatrove" if version("datatrove") and version("orjson") else None  # its reader of JSON lines needs orjson
     for workers in sorted({1, os.cpu_count() or 1}):
         contestants: dict[str, Callable[[], Timing]] = {}
         for name, missing in backends.items():
@@ -54,7 +54,9 @@ def _results(
             continue
         ours = rates(timings[name])
         note = (
-            f"{tokens:,.0f} tokens written by every backend and by datatrove" if peer else "datatrove isn't installed"
+            f"{tokens:,.0f} tokens written by every backend and by datatrove"
+            if peer
+            else "datatrove isn't installed, or orjson, which it needs"
         )
         yield result(
             f"tokenise, {name}, workers={workers}",
