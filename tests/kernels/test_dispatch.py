@@ -91,7 +91,7 @@ def test_auto_on_a_cpu_is_torch_and_says_why(caplog) -> None:
 
 
 def test_defaults_are_put_back() -> None:
-    with pytest.raises(ValueError, match="weight must be"), use("torch"):  # an error inside
+    with pytest.raises(ValueError, match="weight must be"), use("torch"):  # noqa: PT012
         assert module("dispatch")._default["impl"] == "torch"
         rms_norm(torch.ones(2, 4), torch.ones(3))
     assert module("dispatch")._default["impl"] == "auto"
