@@ -214,3 +214,8 @@ def test_a_planted_bug_in_the_sinks_gradient_is_caught(old, new, monkeypatch) ->
         staticmethod(lambda ctx, *g: home._backward(home._launch_backward, ctx, *g)),
     )
     check_all_bugs_are_caught(monkeypatch, "attention", Bug("_backward", old, new), CASES)
+
+
+@needs_triton
+def test_bf16() -> None:
+    check(case(T=18), torch.bfloat16)

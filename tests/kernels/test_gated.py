@@ -200,3 +200,8 @@ BUGS = [
 @pytest.mark.parametrize("bug", BUGS, ids=str)
 def test_a_planted_bug_is_caught(bug, monkeypatch) -> None:
     check_all_bugs_are_caught(monkeypatch, "gated", bug, CASES)
+
+
+@needs_triton
+def test_bf16() -> None:
+    check(case(3, 5, 34), torch.bfloat16)

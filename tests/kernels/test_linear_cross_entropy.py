@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_checks import (
+    CAN_TRITON,
     DEVICE,
     IMPLS,
     Bug,
@@ -417,3 +418,9 @@ def test_bf16_on_a_gpu_is_as_exact_as_torchs_and_repeats_itself_in_little_memory
             grads = torch.autograd.grad(call(*leaves, y[few], z_loss=1e-4)[0], leaves)
         errors[name] = [float((g.double() - e).norm() / e.norm()) for g, e in zip(grads, wanted, strict=True)]
     assert all(a <= 2 * b + 1e-3 for a, b in zip(errors["ours"], errors["torch"], strict=True)), errors
+
+
+@pytest.mark.skipif(not CAN_TRITON, reason="needs Triton")
+@pytest.mark.usefixtures("poisoned")
+def test_bf16() -> None:
+    check(case(impl="triton"), torch.bfloat16)

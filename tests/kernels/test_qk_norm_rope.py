@@ -188,3 +188,8 @@ def test_a_planted_bug_is_caught(bug, monkeypatch) -> None:
             staticmethod(lambda ctx, *g: home._backward(home._launch_backward, ctx, *g)),
         )
     check_all_bugs_are_caught(monkeypatch, "qk_norm_rope", bug, CASES)
+
+
+@needs_triton
+def test_bf16() -> None:
+    check(case(), torch.bfloat16)

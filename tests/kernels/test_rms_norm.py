@@ -189,3 +189,8 @@ BUGS = [
 @pytest.mark.parametrize("bug", BUGS, ids=str)
 def test_a_planted_bug_is_caught(bug, monkeypatch) -> None:
     check_all_bugs_are_caught(monkeypatch, "rms_norm", bug, CASES)
+
+
+@needs_triton
+def test_bf16() -> None:
+    check(case(7, 24, residual=True), torch.bfloat16)
