@@ -16,14 +16,14 @@ def sync(file: IO[Any]) -> None:
     os.fsync(file.fileno())
 
 
-def write_durably(path: Path, raw: bytes) -> None:
+def write_durably(path: Path, raw: bytes | memoryview) -> None:
     """Write a file and wait until it is on the disk. Not atomic: for files whose name means nothing yet."""
     with path.open("wb") as file:
         file.write(raw)
         sync(file)
 
 
-def replace_durably(path: Path, raw: bytes) -> None:
+def replace_durably(path: Path, raw: bytes | memoryview) -> None:
     """Write a file that at any moment has either its old contents or all of the new ones."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

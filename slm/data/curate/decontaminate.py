@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ import pydantic
 
 from slm.config.base import Config
 from slm.config.errors import ConfigError, RunError, suggest
+from slm.config.files import replace_durably
 from slm.data.curate.ngrams import pieces
 from slm.data.curate.records import is_readable, records
 from slm.data.document import Document
@@ -158,12 +158,7 @@ class Index:
         sha = self.sha256
         header = json.dumps({"format": FORMAT, "sha256": sha, **self._facts()})
         raw = save({"hashes": self.hashes, "owners": self.owners, "heads": self.heads}, metadata={"slm": header})
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        replace_durably(path, raw)
         return sha
 
     @classmethod

@@ -12,6 +12,7 @@ practice: about n^2 / 2^129, or 1e-20 for the 3 billion documents of DCLM.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tempfile
 import unicodedata
@@ -22,6 +23,7 @@ from typing import Literal
 import numpy as np
 
 from slm.config.errors import ConfigError, RunError
+from slm.config.files import replace_durably
 
 Mode = Literal["exact", "normalized", "off"]
 """``exact``: the same bytes. ``normalized``: the same up to case, white space and Unicode's compatibility forms."""
@@ -51,12 +53,14 @@ def write_hashes(path: Path, hashes: np.ndarray) -> None:
     """Write the hashes of a unit, uint64 of shape (n, 2), whole or not at all."""
     if hashes.ndim != 2 or hashes.shape[1] != 2 or hashes.dtype != np.uint64:
         raise ValueError(f"hashes are uint64 of shape (n, 2), not {hashes.dtype} of shape {hashes.shape}")
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.lib.format.write_array(file, np.ascontiguousarray(hashes, "<u8"), allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    replace_durably(path, npy_bytes(np.ascontiguousarray(hashes, "<u8")))
+
+
+def npy_bytes(array: np.ndarray) -> memoryview:
+    """The contents of a ``.npy`` file."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, allow_pickle=False)
+    return buffer.getbuffer()
 
 
 def find_duplicates(

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from slm.config.files import replace_durably
-from slm.data.curate.dedup import find_duplicates
+from slm.data.curate.dedup import find_duplicates, npy_bytes
 from slm.data.store import SPLITS
 from slm.data.store.shard import write_shard
 
@@ -55,9 +55,7 @@ def drop_duplicates(work: Path, units: int) -> int:
         found.setdefault(index, []).append(rows)
         total += len(rows)
     for index, parts in found.items():
-        partial = unit_folder(work, index) / "repeats.partial.npy"
-        np.save(partial, np.sort(np.concatenate(parts)))
-        os.replace(partial, unit_folder(work, index) / "repeats.npy")
+        replace_durably(unit_folder(work, index) / "repeats.npy", npy_bytes(np.sort(np.concatenate(parts))))
     replace_durably(done, json.dumps(total).encode())
     return total
 

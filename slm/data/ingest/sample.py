@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 
+from slm.data.curate.dedup import hash_texts
 from slm.data.document import Broken
 from slm.data.ingest.config import Curation, is_heldout
 from slm.data.ingest.screen import Screen
@@ -28,7 +28,7 @@ def sample(sources: Sequence[tuple[SourcePart, Curation]], limit: int) -> Iterat
             if isinstance(record, Broken):
                 source.refuse(record)
                 continue
-            key = hashlib.blake2b(record.text.encode(), digest_size=16).digest()
+            key = hash_texts([record.text]).tobytes()
             if is_heldout(record.id, curation.heldout) or key in seen:
                 continue
             if screen.reason(screen.enriched(record)) is None:

@@ -30,6 +30,8 @@ from typing import Any
 import numpy as np
 
 from slm.config.errors import RunError
+from slm.config.files import sync, sync_directory, write_durably
+from slm.data.store.checked import Checksummer
 
 FORMAT = 1
 BLOCK = 1 << 12
@@ -115,8 +117,7 @@ class Writer:
         self._parts: dict[str, list[np.ndarray]] = {}
         self._files: dict[str, Any] = {}
         self._dtypes: dict[str, np.dtype[Any]] = {}
-        self._checks: dict[str, list[int]] = {}
-        self._rest: dict[str, bytes] = {}
+        self._checks: dict[str, Checksummer] = {}
 
     def append(self, name: str, part: np.ndarray) -> None:
         """Add items at the end of an array; its first part says its type (1, 2, 4, 8 or 16 bytes per item)."""
@@ -127,13 +128,10 @@ class Writer:
             return
         if name not in self._files:
             self._files[name] = (self._folder / f"{name}.bin").open("wb")
-            self._checks[name], self._rest[name] = [], b""
+            self._checks[name] = Checksummer(BLOCK)
         raw = part.view(np.uint8).data if len(part) else memoryview(b"")
         self._files[name].write(raw)
-        raw = memoryview(self._rest[name] + bytes(raw))
-        whole = len(raw) - len(raw) % BLOCK
-        self._checks[name] += [zlib.crc32(raw[i : i + BLOCK]) for i in range(0, whole, BLOCK)]
-        self._rest[name] = bytes(raw[whole:])
+        self._checks[name].update(raw)
 
     def finish(self, made_from: dict[str, Any], info: dict[str, Any]) -> Arrays | None:
         """Flush everything to disk; in memory, return the arrays."""
@@ -141,18 +139,15 @@ class Writer:
             return Arrays(info, {name: Array(np.concatenate(parts)) for name, parts in self._parts.items()})
         entries, checks = {}, []
         for name, file in sorted(self._files.items()):  # as the header lists them
-            if self._rest[name]:
-                self._checks[name].append(zlib.crc32(self._rest[name]))
             entries[name] = {"dtype": _spell(self._dtypes[name]), "bytes": file.tell()}
-            checks.append(np.array(self._checks[name], dtype="<u4"))
-            _sync(file)
+            checks.append(self._checks[name].finish())
+            sync(file)
+            file.close()
         raw_checks = np.concatenate(checks).tobytes()
         body = {"made_from": made_from, "info": info, "arrays": entries, "checks": zlib.crc32(raw_checks)}
-        for name, raw in (("checks.bin", raw_checks), ("header.json", _seal(body))):
-            file = (self._folder / name).open("wb")
-            file.write(raw)
-            _sync(file)
-        _sync_directory(self._folder)
+        write_durably(self._folder / "checks.bin", raw_checks)
+        write_durably(self._folder / "header.json", _seal(body))
+        sync_directory(self._folder)
         return None
 
     def close(self) -> None:
@@ -229,7 +224,7 @@ def _make(folder: Path, made_from: dict[str, Any], make: Callable[[Writer], dict
             if not (folder / "header.json").exists():
                 raise
             # another process was first; what it wrote is the same
-        _sync_directory(folder.parent)
+        sync_directory(folder.parent)
     finally:
         writer.close()
         shutil.rmtree(partial, ignore_errors=True)
@@ -281,20 +276,6 @@ def _locked(path: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _warn(text: str) -> None:

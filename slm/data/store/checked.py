@@ -31,11 +31,9 @@ class CheckedFile:
     ``fetch`` brings bytes of the original, for a local copy that fills as it is read.
     """
 
-    def __init__(
-        self, path: Path, size: int, crcs: np.ndarray, *, offset: int = 0, fetch: Fetch | None = None, advice: str = ""
-    ) -> None:
+    def __init__(self, path: Path, size: int, crcs: np.ndarray, *, offset: int = 0, fetch: Fetch | None = None) -> None:
         self.path, self.size, self.offset, self.crcs = path, size, offset, crcs
-        self._fetch, self._advice = fetch, advice or "Remove the store and make it again."
+        self._fetch = fetch
         self._checked = bytearray(len(crcs))
         mode = "r" if fetch is None else "r+"
         self._bytes: np.ndarray = np.empty(0, np.uint8)
@@ -69,7 +67,7 @@ class CheckedFile:
             if zlib.crc32(raw.data) != expected:
                 raise RunError(
                     f"{self.path}: block {block} (bytes {self.offset + start} to {self.offset + start + len(raw)}) differs "
-                    f"from its checksum: the file was damaged after it was written. {self._advice}"
+                    f"from its checksum: the file was damaged after it was written. Remove the store and make it again."
                 )
         self._checked[block] = 1
 
@@ -89,20 +87,21 @@ class CheckedFile:
 
 
 class Checksummer:
-    """CRC-32 of every block of bytes that come in pieces."""
+    """CRC-32 of every ``block`` bytes of what comes in pieces."""
 
-    def __init__(self) -> None:
+    def __init__(self, block: int = BLOCK) -> None:
+        self.block = block
         self._done, self._open, self._filled = list[int](), 0, 0
 
     def update(self, raw: bytes | memoryview) -> None:
         """Take the next bytes."""
         view = memoryview(raw)
         while len(view):
-            take = min(BLOCK - self._filled, len(view))
+            take = min(self.block - self._filled, len(view))
             self._open = zlib.crc32(view[:take], self._open)
             self._filled += take
             view = view[take:]
-            if self._filled == BLOCK:
+            if self._filled == self.block:
                 self._done.append(self._open)
                 self._open = self._filled = 0
 
