@@ -19,7 +19,8 @@ def parts(
     json: JsonFlag = False,
 ) -> None:
     """List every part with its paper; with a name, its fields and defaults."""
-    from slm import run as _  # noqa: F401  registers all slots
+    import slm.data.importers
+    import slm.run  # noqa: F401  both register their slots
     from slm.config.compose import import_plugins
     from slm.config.describe import describe_part, list_parts
 
