@@ -73,21 +73,24 @@ def tokenize(
         if out is None:
             stores = _of_recipe(sources, progress)
         else:
+            from slm.config.compose import validate
             from slm.data.ingest.build import build
             from slm.data.ingest.choose import engine_of, evaluation_sets, quality_of, settings_of, tokenizer_of
             from slm.data.ingest.config import Curation
             from slm.data.sources import source_of
 
             chosen = [source_of(text, say=lambda line: screen.print(line, markup=False)) for text in sources]
-            curation = _validated(
+            curation = validate(
                 Curation,
-                heldout=heldout,
-                filters=tuple(filters or ()),
-                dedup=dedup,
-                decontaminate=evaluation_sets(decontaminate or (), ngram),
-                quality=quality_of(quality),
-                shuffle=shuffle,
-                shuffle_seed=seed,
+                {
+                    "heldout": heldout,
+                    "filters": tuple(filters or ()),
+                    "dedup": dedup,
+                    "decontaminate": evaluation_sets(decontaminate or (), ngram),
+                    "quality": quality_of(quality),
+                    "shuffle": shuffle,
+                    "shuffle_seed": seed,
+                },
             )
             if skip_broken:
                 chosen = [s.with_(on_error="skip") if "on_error" in type(s).model_fields else s for s in chosen]
@@ -155,17 +158,6 @@ def _of_recipe(arguments: list[str], progress: Any) -> dict[str, Any]:
         progress=progress,
     )
     return corpus.stores
-
-
-def _validated(schema: Any, **values: Any) -> Any:
-    import pydantic
-
-    from slm.config.base import explain
-
-    try:
-        return schema(**values)
-    except pydantic.ValidationError as error:
-        raise explain(error, schema) from None
 
 
 def _say_account(store: Any) -> None:

@@ -12,16 +12,16 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import slm
 from slm.config.errors import ConfigError, RunError
 from slm.config.files import locked, replace_durably, sync_directory
 from slm.config.identity import differences
 from slm.data.document import Unit
 from slm.data.ingest import merge
+from slm.data.ingest.account import manifest_of
 from slm.data.ingest.config import Curation, identity_of
 from slm.data.ingest.pool import Task, run_tasks
 from slm.data.ingest.sample import sample, sample_size
@@ -29,7 +29,6 @@ from slm.data.ingest.unit import Job, Workshop
 from slm.data.sources import SourcePart
 from slm.data.store import FORMAT, SPLITS, Store, token_dtype
 from slm.data.store import manifest as manifests
-from slm.data.store.checked import BLOCK
 from slm.data.tokenizer import BackendName, Tokenizer, TokenizerPart, Trained
 
 Engine = Callable[[Job, Path], None]
@@ -118,10 +117,24 @@ class _Build:
         self.sources, self.part, self.curation = sources, tokenizer, curation
         self.progress, self.backend, self.engine = progress, backend, engine
         self.described = json.loads(json.dumps(describe(sources, tokenizer, curation)))
-        self.units = [(number, unit) for number, source in enumerate(sources) for unit in source.units()]
-        self.input_bytes = sum(unit.bytes for _, unit in self.units)
-        few = self.input_bytes < SMALL
-        self.workers = (1 if few else os.cpu_count() or 1) if workers is None else workers
+        self._workers = workers
+
+    @cached_property
+    def units(self) -> list[tuple[int, Unit]]:
+        """(which source, which unit of it), in order. Listing them opens files: not done for a store that is there."""
+        return [(number, unit) for number, source in enumerate(self.sources) for unit in source.units()]
+
+    @cached_property
+    def input_bytes(self) -> int:
+        """Of all units."""
+        return sum(unit.bytes for _, unit in self.units)
+
+    @cached_property
+    def workers(self) -> int:
+        """Processes: one per core by default, a single one for little text."""
+        if self._workers is not None:
+            return self._workers
+        return 1 if self.input_bytes < SMALL else os.cpu_count() or 1
 
     def run(self) -> None:
         if not self.units:
@@ -206,38 +219,15 @@ class _Build:
             made = json.loads((self.work / "shards" / f"{r.number:05d}.json").read_text())
             if made["entry"]:
                 splits[made["split"]].append(made["entry"])
-        return self._manifest(tokenizer, splits, counts, repeats)
-
-    def _manifest(
-        self, tokenizer: Tokenizer, splits: dict[str, list[dict[str, Any]]], counts: dict[str, int], repeats: int
-    ) -> dict[str, Any]:
-        """The manifest, once every record of the input is accounted for."""
-        dropped = {rule: n for rule, n in sorted(counts.items()) if rule not in ("read", "kept")}
-        if repeats:
-            dropped["duplicate"] = repeats
-        kept = sum(entry["docs"] for entries in splits.values() for entry in entries)
-        if counts.get("read", 0) != kept + sum(dropped.values()):
-            raise RuntimeError(f"{counts} records in, {kept} documents stored, {dropped} dropped: some are lost")
-        if not splits["train"]:
-            raise ConfigError(
-                f"The sources have no training documents (read: {counts.get('read', 0)}, dropped: {dropped})."
-            )
-        if self.curation.heldout and not splits["heldout"]:
-            raise ConfigError(
-                f"heldout={self.curation.heldout} of {kept} documents leaves none for evaluation. Raise it, or set 0."
-            )
-        entry = {"file": tokenizer.file_name, "sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
-        return {
-            "format": FORMAT,
-            "slm": slm.__version__,
-            "dtype": token_dtype(tokenizer.vocab_size).str,
-            "block": BLOCK,
-            "tokenizer": entry,
-            "made_of": json.loads((self.work / "job.json").read_text()),
-            "accounting": {"read": counts.get("read", 0), "kept": kept, "dropped": dropped},
-            "splits": splits,
-            "content_sha256": manifests.content_hash(entry, splits),
-        }
+        return manifest_of(
+            tokenizer,
+            dtype,
+            splits,
+            made_of=self.described,
+            read=counts["read"],
+            dropped={rule: n for rule, n in counts.items() if rule not in ("read", "kept")} | {"duplicate": repeats},
+            heldout=self.curation.heldout,
+        )
 
     def _parallel(self, make: Callable[[], Any], tasks: list[Task], units: list[Unit] | None) -> None:
         def finished(number: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Any, Literal
 
 import pydantic
@@ -35,9 +36,22 @@ def identity_of(curation: Curation) -> dict[str, Any]:
     """The curation as plain data, with the contents of the files that it names."""
     return {
         **curation.model_dump(mode="json"),
-        "decontaminate": curation.decontaminate and curation.decontaminate.build().sha256,
+        "decontaminate": curation.decontaminate
+        and _index_hash(curation.decontaminate.model_dump_json(), _stamps(curation.decontaminate)),
         "quality": curation.quality and [curation.quality.label, curation.quality.column, curation.quality.sha256()],
     }
+
+
+def _stamps(rule: Decontaminate) -> tuple[tuple[int, int], ...]:
+    """Size and time of every file of the evaluation sets."""
+    stats = [file.stat() for name, source in rule.sets.items() for file in source.files(name)]
+    return tuple((s.st_size, s.st_mtime_ns) for s in stats)
+
+
+@lru_cache(maxsize=16)
+def _index_hash(rule: str, stamps: tuple[tuple[int, int], ...]) -> str:
+    """Of the index of evaluation sets; a run asks several times, and each answer reads all of them."""
+    return Decontaminate.model_validate_json(rule).build().sha256
 
 
 def is_heldout(doc_id: str, share: float) -> bool:

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-import slm
 from slm.config.errors import ConfigError, RunError
 from slm.config.files import locked, sync_directory, write_durably
 from slm.data.document import Broken
 from slm.data.importers import ImporterPart, TokenFile, TokenFileImporter, TokenListImporter, detect, importer
+from slm.data.ingest.account import manifest_of
 from slm.data.ingest.config import is_heldout
-from slm.data.store import FORMAT, SPLITS, Store, token_dtype
+from slm.data.store import SPLITS, Store, token_dtype
 from slm.data.store import manifest as manifests
-from slm.data.store.checked import BLOCK, Checksummer
+from slm.data.store.checked import Checksummer
 from slm.data.store.shard import write_companions, write_shard
 from slm.data.tokenizer import Tokenizer, TokenizerPart
 
@@ -194,26 +194,15 @@ class _Import:
 
     def manifest(self, made_of: dict[str, Any]) -> dict[str, Any]:
         """The manifest. Raises `ConfigError` if a split has no documents."""
-        if not self.splits["train"] or self.dtype is None:
-            raise ConfigError(f"There are no training documents ({self.documents} documents, heldout={self.heldout}).")
-        if self.heldout and not self.splits["heldout"]:
-            raise ConfigError(
-                f"heldout={self.heldout} of {self.documents} documents leaves none for evaluation. Raise it, or set 0."
-            )
-        tokenizer = self.tokenizer
-        entry = {"file": tokenizer.file_name, "sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
-        dropped = {rule: n for rule, n in sorted(self.dropped.items()) if n}
-        return {
-            "format": FORMAT,
-            "slm": slm.__version__,
-            "dtype": self.dtype.str,
-            "block": BLOCK,
-            "tokenizer": entry,
-            "made_of": made_of,
-            "accounting": {"read": self.documents + sum(dropped.values()), "kept": self.documents, "dropped": dropped},
-            "splits": self.splits,
-            "content_sha256": manifests.content_hash(entry, self.splits),
-        }
+        return manifest_of(
+            self.tokenizer,
+            self.dtype or token_dtype(self.tokenizer.vocab_size),
+            self.splits,
+            made_of=made_of,
+            read=self.documents + sum(self.dropped.values()),
+            dropped=self.dropped,
+            heldout=self.heldout,
+        )
 
 
 def _linked(
