@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +20,7 @@ from rich.console import Console
 import slm
 from slm import checkpoint
 from slm.config.errors import RunError
+from slm.cost.resident import peak_resident_bytes
 from slm.data.corpus import Corpus
 from slm.data.ingest.progress import Shown
 from slm.data.prepare import missing, prepare, store_paths
@@ -182,14 +181,13 @@ def _export(target: str, result: TrainResult) -> dict[str, Any]:
 def _machine(world: World) -> dict[str, Any]:
     """What it ran on."""
     name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
-    factor = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes there, KiB elsewhere
     return {
         "device": f"{name} ({torch.get_num_threads()} threads)" if world.device.type == "cpu" else name,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "slm": slm.__version__,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * factor,
+        "peak_memory_bytes": peak_resident_bytes(),
     }
 
 

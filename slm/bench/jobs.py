@@ -100,7 +100,7 @@ class Watch:
 
     ``anonymous`` is what is theirs alone. ``resident`` has pages of mapped files on top (shared ones once for every
     process): the kernel takes those back whenever it wants, so they say how much memory is free and not how much is
-    needed. (The kernel's own ``ru_maxrss`` won't do: a process inherits its parent's.)
+    needed.
     """
 
     def __init__(self) -> None:

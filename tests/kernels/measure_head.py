@@ -23,6 +23,7 @@ def measure(variant: str, rows: int, dim: int, vocab: int) -> dict[str, float]:
     import torch
     import torch.nn.functional as F
 
+    from slm.cost.resident import peak_resident_bytes
     from slm_kernels import linear_cross_entropy
 
     torch.manual_seed(0)
@@ -43,7 +44,7 @@ def measure(variant: str, rows: int, dim: int, vocab: int) -> dict[str, float]:
     started, cpu_started = time.perf_counter(), time.process_time()
     checksum = step(x, w, y)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu_started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    peak = peak_resident_bytes() - before
     return {"seconds": seconds, "cpu_seconds": cpu, "peak_bytes": peak, "checksum": checksum}
 
 

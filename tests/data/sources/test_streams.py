@@ -112,13 +112,14 @@ def test_a_line_of_hundreds_of_megabytes_is_not_held(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b'{"text": "before"}\n' + line + b'{"text": "after"}\n')
     (tmp_path / "y.jsonl.zst").write_bytes(zstandard.compress((tmp_path / "x.jsonl").read_bytes(), 1))
     code = (
-        "import resource, sys\n"
+        "import sys\n"
+        "from slm.cost.resident import peak_resident_bytes\n"
         "from slm.data.sources import Local\n"
         "source = Local(paths=sys.argv[1:], on_error='skip', max_document_bytes=10_000_000)\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak_resident_bytes()\n"
         "records = [r for u in source.units() for r in source.read(u)]\n"
         "print(len(records), records[1].rule, records[1].why)\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
+        "print((peak_resident_bytes() - before) >> 20)\n"
     )
     command = [sys.executable, "-c", code, "x.jsonl", "y.jsonl.zst"]
     found, grown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
