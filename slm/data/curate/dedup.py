@@ -1,6 +1,6 @@
 """Exact duplicates among any number of documents, with bounded memory.
 
-Every unit of the corpus writes the 128-bit hashes of its documents to a file of its own (`hash_texts`, `write_hashes`: any
+Every unit of the corpus writes the 128-bit hashes of its documents to a file of its own (`hash_text`, `write_hashes`: any
 worker, any order). Then one pass over the files (`find_duplicates`) says which rows of each unit to drop: all but the
 first occurrence, in the order of units and of rows. The answer is a function of the texts alone, not of the workers.
 
@@ -38,15 +38,22 @@ def normalize(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def hash_texts(texts: Iterable[str], mode: Mode = "exact") -> np.ndarray:
-    """BLAKE2b-128 of every text: uint64 of shape (n, 2). Raises `ConfigError` for mode ``off``."""
+def hash_text(text: str, mode: Mode = "exact") -> bytes:
+    """BLAKE2b-128 of a text: 16 bytes. Raises `ConfigError` for mode ``off``."""
     if mode not in ("exact", "normalized"):
         raise ConfigError(f"dedup: {mode!r} has no hashes. Modes that have are exact and normalized.")
-    prepare = normalize if mode == "normalized" else str
-    raw = b"".join(
-        hashlib.blake2b(prepare(text).encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts
-    )
-    return np.frombuffer(raw, "<u8").reshape(-1, 2)
+    same = normalize(text) if mode == "normalized" else text
+    return hashlib.blake2b(same.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def hash_texts(texts: Iterable[str], mode: Mode = "exact") -> np.ndarray:
+    """`hash_text` of every text: uint64 of shape (n, 2)."""
+    return as_rows(b"".join(hash_text(text, mode) for text in texts))
+
+
+def as_rows(hashes: bytes | bytearray) -> np.ndarray:
+    """Hashes one after the other as uint64 of shape (n, 2)."""
+    return np.frombuffer(hashes, "<u8").reshape(-1, 2)
 
 
 def write_hashes(path: Path, hashes: np.ndarray) -> None:

@@ -56,7 +56,7 @@ def _index_hash(rule: str, stamps: tuple[tuple[int, int], ...]) -> str:
 
 def is_heldout(doc_id: str, share: float) -> bool:
     """Whether a document is kept for evaluation: a hash of its id, so that other documents don't matter."""
-    return hash64(f"heldout:{doc_id}") < share * 2**64
+    return share > 0 and hash64(f"heldout:{doc_id}") < share * 2**64
 
 
 def hash64(text: str) -> int:

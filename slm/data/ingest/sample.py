@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from slm.data.curate.dedup import hash_texts
+from slm.data.curate.dedup import hash_text
 from slm.data.document import Broken
 from slm.data.ingest.config import Curation, is_heldout
 from slm.data.ingest.screen import Screen
@@ -28,7 +28,7 @@ def sample(sources: Sequence[tuple[SourcePart, Curation]], limit: int) -> Iterat
             if isinstance(record, Broken):
                 source.refuse(record)
                 continue
-            key = hash_texts([record.text]).tobytes()
+            key = hash_text(record.text)
             if is_heldout(record.id, curation.heldout) or key in seen:
                 continue
             if screen.reason(screen.enriched(record)) is None:

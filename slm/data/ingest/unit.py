@@ -30,7 +30,7 @@ import pyarrow as pa
 from slm.config.errors import RunError
 from slm.config.files import sync, sync_directory, write_durably
 from slm.data.curate.decontaminate import Index
-from slm.data.curate.dedup import hash_texts, write_hashes
+from slm.data.curate.dedup import as_rows, hash_text, write_hashes
 from slm.data.document import Broken, Document, Unit
 from slm.data.ingest.config import Curation, hash64, is_heldout
 from slm.data.ingest.screen import Screen
@@ -140,7 +140,7 @@ class _UnitWriter:
         self.counts: Counter[str] = Counter()
         self._tokens = (folder / "tokens.bin").open("wb")
         self._columns = {name: array(kind) for name, kind in zip(TABLE.names or (), "QQIIIB", strict=True)}
-        self._hashes: list[np.ndarray] = []
+        self._hashes = bytearray()
         self._offset = 0
         self._meta = _MetaWriter(folder / "meta.arrow")
 
@@ -154,7 +154,7 @@ class _UnitWriter:
         for column, value in zip(self._columns.values(), record, strict=True):
             column.append(value)
         if self.curation.dedup != "off":
-            self._hashes.append(hash_texts([doc.text], self.curation.dedup))
+            self._hashes += hash_text(doc.text, self.curation.dedup)
         self._offset += len(ids)
         self._meta.add(doc, len(raw))
         return len(raw)
@@ -174,7 +174,7 @@ class _UnitWriter:
             table[name] = np.frombuffer(column, dtype=column.typecode) if len(column) else []
         table = table[np.argsort(table["key"], kind="stable")]
         np.save(self.folder / "table.npy", table)
-        write_hashes(self.folder / "hashes.npy", np.concatenate([np.empty((0, 2), np.uint64), *self._hashes]))
+        write_hashes(self.folder / "hashes.npy", as_rows(self._hashes))
         self._meta.close()
         self.counts["kept"] = len(table)
         totals = {s: int(table["length"][table["split"] == i].sum()) for i, s in enumerate(SPLITS)}
