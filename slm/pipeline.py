@@ -113,7 +113,7 @@ def _finish(
     model = result.model.eval()
     eot = corpus.tokenizer.eot_id
     params = run.model.costs().params
-    tokens = result.step * run.train.batch_tokens
+    tokens = result.tokens
     summary: dict[str, Any] = {
         "name": run.name,
         "identity": run.identity,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,16 @@ def restore(path: Path | str, *, device: torch.device | str = "cpu") -> Restored
 def load_weights(model: Decoder, weights: dict[str, torch.Tensor], where: Path) -> None:
     """Copy weights in by name. Raises `RunError` if a name or a shape differs."""
     expected = dict(model.named_parameters())
+    check_weights(expected, weights, where)
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            parameter.copy_(weights[name])
+
+
+def check_weights(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], where: Path) -> None:
+    """Raise `RunError` if a name or a shape differs."""
     odd = sorted(expected.keys() ^ weights.keys()) or sorted(
         n for n in expected if expected[n].shape != weights[n].shape
     )
     if odd:
         raise RunError(f"{where}: the weights don't fit the model in its config; first difference: {odd[0]!r}.")
-    with torch.no_grad():
-        for name, parameter in expected.items():
-            parameter.copy_(weights[name])

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from slm.data.loader import Batch
-from slm.model.decoder import Decoder
 from slm.model.precision import autocast
 
 
-def row_sums(model: Decoder, batches: Iterable[Batch], token_bytes_V: Tensor, precision: str) -> tuple[float, int]:
+Losses = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(tokens, targets, positions, docs), each (B, T), to (loss, cross entropy), both summed over targets."""
+
+
+def row_sums(
+    losses: Losses, batches: Iterable[Batch], token_bytes_V: Tensor, precision: str, device: torch.device
+) -> tuple[float, int]:
     """(nats, bytes) summed over all counted targets of the batches."""
-    device = model.embedding.weight.device
     nats, size = 0.0, 0
     with torch.no_grad(), autocast(device, precision):
         for batch in batches:
             b = batch.to(device)
-            hidden = model(b.tokens_BT, positions_BT=b.positions_BT, docs_BT=b.docs_BT)
-            nats += float(model.loss(hidden, b.targets_BT).nll)
+            nats += float(losses(b.tokens_BT, b.targets_BT, b.positions_BT, b.docs_BT)[1])
             size += int(token_bytes_V[batch.targets_BT.clamp(min=0)].where(batch.targets_BT >= 0, 0).sum())
     return nats, size
 

@@ -79,10 +79,12 @@ class Decoder(nn.Module):
         positions_BT: Tensor | None = None,
         docs_BT: Tensor | None = None,
     ) -> LossSums:
-        """Forward pass and loss, with whatever the parts add to it (multi-token prediction, balance penalties)."""
+        """Forward pass and loss; in training mode with whatever the parts add to it (multi-token prediction, balance penalties)."""
         hidden_BTD, sequence = self._run(tokens_BT, positions_BT, docs_BT, None)
         sums = self.loss(hidden_BTD, targets_BT)
         loss = sums.loss
+        if not self.training:
+            return sums
         if self.further is not None:
             loss = loss + self._further_loss(hidden_BTD, targets_BT, sequence)
         for penalty in sequence.penalties:

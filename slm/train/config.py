@@ -8,9 +8,12 @@ import pydantic
 
 from slm.config.base import Config
 from slm.config.durations import Duration
+from slm.train.averaging import Averaging
 from slm.train.budget import Budget
 from slm.train.optim import AdamW, OptimSlot
-from slm.train.schedule import ScheduleSlot, WarmupStableDecay
+from slm.train.parallel.modes import Automatic, ParallelSlot
+from slm.train.schedule import BatchRamp, ScheduleSlot, WarmupStableDecay
+from slm.train.spikes import Spikes
 
 
 class Train(Config):
@@ -25,6 +28,12 @@ class Train(Config):
     schedule: ScheduleSlot = WarmupStableDecay()
     clip: float = pydantic.Field(1.0, gt=0)
     """Largest global gradient norm."""
+    spikes: Spikes = Spikes()
+    """Which steps are skipped for their gradient: those that aren't finite, and outliers if told so."""
+    batch_ramp: BatchRamp | None = None
+    """Smaller batches at the beginning; None: full ones from the first step."""
+    ema: Averaging | None = None
+    """A running average of the weights beside them: evaluations use it, checkpoints hold both; None: none."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the matrix products; weights, optimiser state and statistics stay fp32. auto: bf16 where the device
     has instructions for it, else fp32. It is settled when the run is composed, so the identity holds what is computed."""
@@ -45,6 +54,8 @@ class Impl(Config):
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     threads: int | None = pydantic.Field(None, gt=0)
     """CPU threads per process; None leaves torch's choice."""
+    parallel: ParallelSlot = Automatic()
+    """How several processes (``torchrun``) share the model: ddp, fsdp or hsdp."""
     micro_batch: int | None = pydantic.Field(None, gt=0)
     """Rows per forward pass and process; None takes the whole share of the global batch."""
     compile: bool = False
@@ -80,4 +91,10 @@ class Log(Config):
     """Between checkpoints (a last one is always written); None: only the last."""
     keep: int = pydantic.Field(2, gt=0)
     """Newest checkpoints to keep."""
+    norms: bool = True
+    """Norms of gradients and of weights by tensor class, with every record."""
+    activations: bool = False
+    """Root mean square and largest value of what every layer gives, with every record."""
+    profile: int = pydantic.Field(0, ge=0)
+    """Steps to profile, from the fourth on; the trace lies in ``profile/`` of the run directory."""
     wandb: Wandb = Wandb()

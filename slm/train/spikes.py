@@ -35,6 +35,8 @@ class Spikes(Config):
     """Steps that must be in the window before any is an outlier: the first ones, and those of the warm-up, vary."""
     above: float | None = pydantic.Field(None, gt=0)
     """A norm from which a gradient is an outlier in any case."""
+    give_up: int = pydantic.Field(100, gt=0)
+    """Steps skipped one after the other after which the run is taken for lost, and ends with an error."""
 
 
 COUNTS = ("not_finite", "outliers", "in_a_row")

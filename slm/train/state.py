@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +12,22 @@ import torch
 from torch import Tensor
 
 from slm import checkpoint
-from slm.checkpoint.restore import load_weights
+from slm.checkpoint.restore import check_weights
+from slm.config.errors import RunError
 from slm.config.yaml import dump_yaml
 from slm.data.corpus import Corpus
 from slm.data.loader import Loader
 from slm.model.classes import classify
 from slm.model.decoder import Decoder
 from slm.model.init import describe_tensor
+from slm.train.averaging import Ema
+from slm.train.course import Course
+from slm.train.losses import LossModule
 from slm.train.optim import NamedParameter
-from slm.train.parallel import World
+from slm.train.optim.steps import final_weights, init_state
+from slm.train.optim.steps.shards import local, whole
+from slm.train.parallel import Spread, World
+from slm.train.spikes import SpikeGuard
 
 if TYPE_CHECKING:
     from slm.run import Run
@@ -34,27 +43,67 @@ class TrainState:
     model: Decoder
     optimizers: list[torch.optim.Optimizer]
     loader: Loader
+    spread: Spread
+    """The model with its loss, as the processes share it: what is called."""
+    guard: SpikeGuard
     sums: Tensor
     """Shape (len(SUMS),), of this process, since the last record."""
-    skipped: Tensor
-    """Steps whose gradient was not finite, a device scalar."""
+    ema: Ema | None = None
     step: int = 0
     seconds: float = 0.0
     """Time spent in steps, over all sessions."""
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Have the averaged weights in the model, where there are such."""
+        with self.ema.swapped_in() if self.ema is not None else nullcontext():
+            yield
 
-def build(run: "Run", corpus: Corpus, loader: Loader, world: World) -> TrainState:
-    """A fresh state: initial weights from the seed, optimisers with every parameter in exactly one group."""
+    def whole_model(self) -> Decoder:
+        """The model to be used, in this process alone: averaged weights where there are such, put together where they are sharded.
+
+        All processes call it.
+        """
+        final_weights(self.optimizers)
+        with self.averaged():
+            weights = {name: whole(p.detach()) for name, p in self.model.named_parameters()}
+            if all(w is p for w, p in zip(weights.values(), self.model.parameters(), strict=True)) and self.ema is None:
+                return self.model
+            model = Decoder(self.model.config).to(next(iter(weights.values())).device)
+            model.attention_backend = self.model.attention_backend
+            with torch.no_grad():
+                for name, p in model.named_parameters():
+                    p.copy_(weights[name])
+        return model
+
+
+def build(run: "Run", loader: Loader, course: Course, world: World) -> TrainState:
+    """A fresh state: initial weights from the seed, spread over the processes; optimisers with every parameter in exactly one group."""
     model = Decoder(run.model).init_weights(run.train.seed).to(world.device)
     model.attention_backend = run.impl.attention
+    spread = run.impl.parallel.spread(LossModule(model), model, world)
     parameters = named_parameters(model)
     optimizers = run.train.optim.build(parameters)
     held = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
     if sorted(held) != sorted(id(p.tensor) for p in parameters):
         raise ValueError(f"optimiser {run.train.optim.part_name!r} doesn't hold every parameter exactly once")
     wide = torch.float32 if world.device.type == "mps" else torch.float64
-    sums = torch.zeros(len(SUMS), dtype=wide, device=world.device)
-    return TrainState(model, optimizers, loader, sums, torch.zeros((), device=world.device))
+    return TrainState(
+        model,
+        optimizers,
+        loader,
+        spread,
+        SpikeGuard(run.train.spikes, world.device),
+        torch.zeros(len(SUMS), dtype=wide, device=world.device),
+        _ema(run, model, course),
+    )
+
+
+def _ema(run: "Run", model: Decoder, course: Course) -> Ema | None:
+    if run.train.ema is None:
+        return None
+    decay = run.train.ema.per_step(total=course.total, batch_tokens=course.batch_tokens, params=course.params)
+    return Ema(dict(model.named_parameters()), decay)
 
 
 def named_parameters(model: Decoder) -> list[NamedParameter]:
@@ -68,24 +117,45 @@ def named_parameters(model: Decoder) -> list[NamedParameter]:
     return found
 
 
+def tensors_of(state: TrainState) -> dict[str, dict[str, Tensor]]:
+    """All tensors of a checkpoint, by group and name. Writing into them is how a checkpoint is read back."""
+    names = {p: name for name, p in state.model.named_parameters()}
+    optimizer = {
+        f"{names[p]}/{key}": value
+        for optimizer in state.optimizers
+        for p, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+    groups: dict[str, dict[str, Tensor]] = {"model": {name: p.detach() for p, name in names.items()}, "optimizer": optimizer}
+    groups["guard"] = state.guard.state()
+    if state.ema is not None:
+        groups["ema"] = state.ema.state()
+    return groups
+
+
+def counters_of(state: TrainState, run: "Run", tokens: int, world: World) -> dict[str, Any]:
+    """The rest of a checkpoint: numbers. All processes call it."""
+    return {
+        "step": state.step,
+        "tokens": tokens,
+        "loader": state.loader.state(),
+        "sums": world.sum(state.sums.clone()).tolist(),
+        "seconds": state.seconds,
+        "identity": run.identity,
+    }
+
+
 def save(state: TrainState, run: "Run", corpus: Corpus, run_dir: Path, world: World) -> None:
     """Write a checkpoint of the state, on the main process."""
-    sums = world.sum(state.sums.clone())
+    counters = counters_of(state, run, state.loader.next_row * run.data.seq_len, world)
+    groups = {group: {n: whole(t) for n, t in tensors.items()} for group, tensors in tensors_of(state).items()}
     if world.main:
-        counters: dict[str, Any] = {
-            "step": state.step,
-            "tokens": state.step * run.train.batch_tokens,
-            "loader": state.loader.state(),
-            "sums": sums.tolist(),
-            "skipped": int(state.skipped),
-            "seconds": state.seconds,
-            "identity": run.identity,
-        }
+        extra = {f"{group}:{n}": t for group in ("guard", "ema") for n, t in groups.get(group, {}).items()}
         checkpoint.save(
             run_dir,
             state.step,
-            model=dict(state.model.named_parameters()),
-            optimizer=_optimizer_tensors(state),
+            model=groups["model"],
+            optimizer=groups["optimizer"] | extra,
             state=counters,
             config=dump_yaml(run.model_dump(mode="json"), run.notes),
             tokenizer=corpus.tokenizer_bytes,
@@ -93,37 +163,30 @@ def save(state: TrainState, run: "Run", corpus: Corpus, run_dir: Path, world: Wo
         )
 
 
-def resume(state: TrainState, run_dir: Path, world: World) -> bool:
-    """Load the newest checkpoint into the state. Returns whether there was one."""
-    found = checkpoint.latest(run_dir)
-    if found is None:
-        return False
+def resume(state: TrainState, found: Path, world: World) -> None:
+    """Load a checkpoint into the state."""
     saved = checkpoint.load(found)
-    load_weights(state.model, saved.model, found)
-    _restore_optimizers(state, saved.optimizer)
+    init_state(state.optimizers)
+    for group, tensors in tensors_of(state).items():
+        if group == "model":
+            check_weights(tensors, saved.model, found)
+        prefix = "" if group in ("model", "optimizer") else f"{group}:"
+        source = saved.model if group == "model" else saved.optimizer
+        for name, t in tensors.items():
+            if prefix + name not in source:
+                raise RunError(f"{found}: no {name!r} in {group}.")
+            fill(t, source[prefix + name])
     state.loader.restore(saved.state["loader"])
     state.step, state.seconds = saved.state["step"], saved.state["seconds"]
-    state.skipped.fill_(saved.state["skipped"])
     if world.main:  # sums are of all processes; one of them carries on with them
         state.sums.copy_(torch.tensor(saved.state["sums"], dtype=state.sums.dtype))
-    return True
 
 
-def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Optimiser state as "<parameter>/<name>" tensors."""
-    names: dict[Tensor, str] = {p: name for name, p in state.model.named_parameters()}
-    return {
-        f"{names[p]}/{key}": value
-        for optimizer in state.optimizers
-        for p, values in optimizer.state.items()
-        for key, value in values.items()
-    }
+def fill(t: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor's values into a tensor, or into this process's part of it."""
+    with torch.no_grad():
+        if hasattr(t, "to_local"):
+            from torch.distributed.tensor import distribute_tensor
 
-
-def _restore_optimizers(state: TrainState, tensors: dict[str, Tensor]) -> None:
-    parameters = dict(state.model.named_parameters())
-    owner = {p: o for o in state.optimizers for g in o.param_groups for p in g["params"]}
-    for path, value in tensors.items():
-        name, _, key = path.rpartition("/")
-        p = parameters[name]
-        owner[p].state.setdefault(p, {})[key] = value.to(p.device)
+            value = distribute_tensor(value.to(t.device), t.device_mesh, t.placements, src_data_rank=None).to_local()  # type: ignore[attr-defined]
+        local(t).copy_(value)

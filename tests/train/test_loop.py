@@ -14,6 +14,7 @@ from slm.data.prepare import prepare
 from slm.run import Run
 from slm.train import loop
 from slm.train.loop import Session, TrainResult, train
+from slm.train.measure import OF_THE_MACHINE
 from slm.train.metrics import read_metrics
 from slm.train.parallel import World
 
@@ -30,7 +31,7 @@ def weights(path: Path | str) -> dict[str, torch.Tensor]:
 
 def timeless(path: Path | str) -> list[dict]:
     return [
-        {k: v for k, v in r.items() if k not in ("seconds", "tokens_per_s")}
+        {k: v for k, v in r.items() if k not in OF_THE_MACHINE}
         for r in read_metrics(Path(path) / "metrics.jsonl")
     ]
 

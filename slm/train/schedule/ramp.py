@@ -104,5 +104,10 @@ class BatchPlan:
         """Tokens seen before a 0-based step; at ``total_steps``, those of the run."""
         return self.rows_before(step) * self.seq_len
 
+    def cut(self, steps: int) -> "BatchPlan":
+        """The first ``steps`` steps."""
+        kept = max(1, sum(start < steps for start in self.starts))
+        return BatchPlan(self.seq_len, steps, self.starts[:kept], self.before[:kept], self.rows[:kept])
+
     def _stretch(self, step: int) -> int:
         return bisect_right(self.starts, step) - 1

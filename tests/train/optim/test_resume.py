@@ -15,6 +15,7 @@ from slm.data.loader import Loader
 from slm.data.plan.of_corpus import plan_of
 from slm.data.prepare import prepare
 from slm.run import Run
+from slm.train.course import Course
 from slm.train.optim import optim
 from slm.train.optim.steps import evaluation_weights, training_weights
 from slm.train.parallel import World
@@ -33,7 +34,7 @@ def begin(tiny: Callable[..., Run], name: str) -> tuple[Run, Corpus, TrainState]
     run = tiny(train__optim={"name": name, **SETTINGS.get(name, {})})
     store = prepare(run.data, run.tokenizer, run.impl.data_dir)
     loader = Loader(plan_of(store, run.data), run.train.batch_tokens // run.data.seq_len, rank=0, world=1)
-    return run, store, build(run, store, loader, ALONE)
+    return run, store, build(run, loader, Course.of(run, run.model.costs()), ALONE)
 
 
 def go(state: TrainState, steps: int, bad_at: int = -1) -> None:
@@ -74,7 +75,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tiny: Callable[..., Run]
     go(first, stop, bad_at=3)
     save(first, run, store, Path("run"), ALONE)
     _, _, second = begin(tiny, name)
-    assert resume(second, Path("run"), ALONE)
+    resume(second, checkpoint.latest(Path("run")), ALONE)
     assert second.step == stop
     go(second, 8 - stop, bad_at=3)
     assert equal(whole, second)
@@ -91,7 +92,7 @@ def test_a_checkpoint_of_schedule_free_holds_the_averages_and_resumes_the_traini
     saved = checkpoint.load(checkpoint.latest(Path("run")))  # type: ignore[arg-type]
     assert all(torch.equal(saved.model[n], averages[n]) for n in averages)
     _, _, second = begin(tiny, "schedule_free")
-    resume(second, Path("run"), ALONE)
+    resume(second, checkpoint.latest(Path("run")), ALONE)
     training_weights(second.optimizers)
     assert all(torch.equal(p, q) for p, q in zip(second.model.parameters(), trained, strict=True))
     go(whole, 3)

@@ -26,6 +26,11 @@ def local(t: Tensor) -> Tensor:
     return t.to_local() if hasattr(t, "to_local") else t  # type: ignore[operator, no-any-return]
 
 
+def whole(t: Tensor) -> Tensor:
+    """A tensor put together from what all processes have of it (all of them ask); the tensor itself if it isn't sharded."""
+    return t.full_tensor() if hasattr(t, "full_tensor") else t  # type: ignore[operator, no-any-return]
+
+
 @dataclass(frozen=True)
 class Split:
     """A tensor dimension (negative: from the end) that is cut among the processes of a group."""

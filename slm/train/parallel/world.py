@@ -1,22 +1,18 @@
-"""One process or several, applied from outside the model.
-
-A single process needs no launcher. Under ``torchrun`` every process joins a group (NCCL on CUDA, gloo
-elsewhere) and the model is wrapped in DDP. Tensor, pipeline and context parallelism are left out on purpose:
-below 5B parameters they buy little.
-"""
+"""The processes of a run: one alone, or those that ``torchrun`` started."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from slm.config.errors import ConfigError, suggest
+from slm.config.errors import ConfigError, RunError, suggest
 
 
 @dataclass(frozen=True)
@@ -26,6 +22,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    control: Any = field(default=None, repr=False)
+    """A group of the hosts for short messages: gloo, so that nothing waits for a device."""
 
     @property
     def main(self) -> bool:
@@ -42,19 +40,14 @@ class World:
         """Whether any process says yes; the same answer everywhere."""
         if self.size == 1:
             return flag
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+        votes = torch.tensor(float(flag))
+        dist.all_reduce(votes, group=self.control)
+        return bool(votes > 0)
 
     def barrier(self) -> None:
         """Wait for all."""
         if self.size > 1:
-            dist.barrier()
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """Synchronise gradients across processes."""
-        if self.size == 1:
-            return module
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+            dist.barrier(group=self.control)
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
@@ -72,7 +65,11 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def join_world(device: str) -> Iterator[World]:
-    """Join the process group that torchrun describes in the environment, or be alone."""
+    """Join the process group that torchrun describes in the environment, or be alone.
+
+    Raises:
+        RunError: another process of the group is gone.
+    """
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     place = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if place.type == "cuda":
@@ -82,6 +79,19 @@ def join_world(device: str) -> Iterator[World]:
         return
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
-        yield World(rank, size, place)
+        yield World(rank, size, place, dist.new_group(backend="gloo"))
+    except RuntimeError as error:
+        if not _lost_peer(error):
+            raise
+        raise RunError(
+            f"Process {rank} of {size} lost the connection to another one of this run, which has ended or hangs; this one ends, too. "
+            f"The checkpoints are whole: the same command goes on from the newest one. ({str(error).splitlines()[0][:200]})"
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _lost_peer(error: RuntimeError) -> bool:
+    """Whether an error says that another process can't be reached. gloo has no type of its own for that."""
+    text = str(error)
+    return isinstance(error, dist.DistBackendError) or ("gloo" in text and ("Connection" in text or "imed out" in text))

@@ -1,0 +1,92 @@
+"""The course of a run: how many steps, which rows and how many tokens each of them has, and at which rate.
+
+All of it follows from the config and the model's costs, before anything is spent; nothing of it depends on the machine. With a batch
+ramp, what is given in tokens or as a share is still one of the tokens: the rate at a step is the rate of a run with full batches at the
+same number of tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from slm.config.durations import Duration
+from slm.train.schedule import BatchPlan, SchedulePart
+
+if TYPE_CHECKING:
+    from slm.cost.cost import ModelCost
+    from slm.run import Run
+
+
+@dataclass(frozen=True)
+class Course:
+    """Steps of a run. ``batch_tokens``: of a full batch; ``params``: stored ones."""
+
+    batches: BatchPlan
+    schedule: SchedulePart
+    batch_tokens: int
+    params: int
+
+    @classmethod
+    def of(cls, run: "Run", costs: "ModelCost") -> "Course":
+        """The course of a run.
+
+        Raises:
+            ConfigError: a schedule or a ramp that doesn't fit the budget.
+        """
+        train, seq_len, params = run.train, run.data.seq_len, costs.params["unique"]
+        steps = train.budget.total_steps(costs, train.batch_tokens)
+        if train.batch_ramp is None:
+            batches = BatchPlan(seq_len, steps, (0,), (0,), (train.batch_tokens // seq_len,))
+        else:
+            sizes = {"seq_len": seq_len, "batch_tokens": train.batch_tokens, "params": params}
+            batches = train.batch_ramp.plan(steps * train.batch_tokens, **sizes)
+            if train.budget.steps is not None:  # so many steps, of fewer tokens then
+                batches = batches.cut(steps)
+        course = cls(batches, train.schedule, train.batch_tokens, params)
+        course.rate(0)
+        return course
+
+    @property
+    def total(self) -> int:
+        """Optimiser steps."""
+        return self.batches.total_steps
+
+    @property
+    def total_rows(self) -> int:
+        """Rows that are read."""
+        return self.batches.rows_before(self.total)
+
+    def tokens(self, step: int) -> int:
+        """Tokens read before a 0-based step; after ``step`` steps, that is."""
+        return self.batches.tokens_before(step)
+
+    def rows(self, step: int) -> int:
+        """Rows of the batch of a 0-based step."""
+        return self.batches.rows_of(step)
+
+    def rate(self, step: int) -> float:
+        """Factor on every peak learning rate at a 0-based step."""
+        full = len(self.batches.rows) == 1
+        at, total = (step, self.total) if full else (self._full(step), max(1, self._full(self.total)))
+        return self.schedule.factor(at, total=total, batch_tokens=self.batch_tokens, params=self.params)
+
+    def steps(self, every: Duration | None) -> int:
+        """A duration in steps, at least 1; 0 for None, which is never."""
+        if every is None:
+            return 0
+        return max(1, every.to_steps(batch_tokens=self.batch_tokens, params=self.params, total_steps=self.total))
+
+    def within(self, rows: int | None) -> "Course":
+        """The course as far as ``rows`` rows reach."""
+        if rows is None or rows >= self.total_rows:
+            return self
+        low, high = 0, self.total
+        while low < high:  # the most steps whose rows are there
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.batches.rows_before(middle) <= rows else (low, middle - 1)
+        return replace(self, batches=self.batches.cut(low))
+
+    def _full(self, step: int) -> int:
+        """Full batches in the tokens before a step."""
+        return self.tokens(step) // self.batch_tokens

@@ -1,0 +1,69 @@
+"""One optimiser step on one global batch.
+
+Forward and backward by micro-batches, clip, check on the device whether the gradient is sound, step. The host waits for the device
+nowhere here.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from slm.data.loader import Batch
+from slm.model.precision import autocast
+from slm.train.course import Course
+from slm.train.optim import set_rate
+from slm.train.optim.steps.shards import local, whole
+from slm.train.parallel import World
+
+if TYPE_CHECKING:
+    from slm.run import Run
+    from slm.train.measure import Meter
+    from slm.train.state import TrainState
+
+
+class Stepper:
+    """Takes a run's steps. ``norm``: of the last step's gradient before clipping, a device scalar."""
+
+    def __init__(self, state: "TrainState", run: "Run", world: World, course: Course, meter: "Meter") -> None:
+        self.state, self.run, self.world, self.course, self.meter = state, run, world, course, meter
+        self.norm = torch.zeros(())
+
+    def __call__(self, batch: Batch) -> None:
+        """Take a step. ``batch``: this process's share of the global one."""
+        state, run = self.state, self.run
+        targets = self.world.sum((batch.targets_BT != -100).sum().to(state.sums))
+        micro = list(batch.split(run.impl.micro_batch or len(batch.tokens_BT)))
+        for part in micro[:-1]:
+            with state.spread.accumulating() if self.world.size > 1 else nullcontext():
+                self._forward_backward(part, targets)
+        self._forward_backward(micro[-1], targets)
+        self.norm = self._clip()
+        bad = state.guard.check(self.norm)
+        self.meter.gradients(state)
+        set_rate(state.optimizers, self.course.rate(state.step))
+        for optimizer in state.optimizers:
+            optimizer.found_inf, optimizer.grad_scale = bad, None  # type: ignore[attr-defined]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if state.ema is not None:
+            state.ema.update(bad)
+        state.step += 1
+
+    def _forward_backward(self, batch: Batch, targets: Tensor) -> None:
+        """Add the gradient of the loss per target of the *global* batch; processes are averaged, hence the factor."""
+        b = batch.to(self.world.device)
+        with autocast(self.world.device, self.run.train.precision):
+            loss, nll = self.state.spread.module(b.tokens_BT, b.targets_BT, b.positions_BT, b.docs_BT)
+        (loss * (self.world.size / targets).to(loss.dtype)).backward()
+        self.meter.count(batch, nll)
+
+    def _clip(self) -> Tensor:
+        """Scale the gradients down to ``train.clip``; returns the norm that they had."""
+        grads = [p.grad for p in self.state.model.parameters() if p.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(grads))
+        torch._foreach_mul_([local(g) for g in grads], (self.run.train.clip / (norm + 1e-6)).clamp(max=1.0))
+        return norm
