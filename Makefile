@@ -2,6 +2,7 @@
 # make test   the whole test suite
 PYTHON ?= python3
 VENV := .venv
+WORKERS ?= 2  # processes that share the tests out, a file at a time
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 INPUTS := pyproject.toml constraints.txt hatch_build.py
@@ -14,10 +15,10 @@ demo: $(VENV)/.user
 	@echo "Open runs/quickstart/report.html in a browser. The commands above are in $(BIN); activate it with: . $(BIN)/activate"
 
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 test-fast: $(VENV)/.dev
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
