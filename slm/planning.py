@@ -11,6 +11,7 @@ from slm.data.plan.of_corpus import plan_of
 from slm.data.prepare import missing, open_corpus, store_paths
 from slm.export.targets import choose, why_not
 from slm.run import Run
+from slm.train.course import Course
 
 CHINCHILLA = 20
 """Tokens per parameter that are compute-optimal (Hoffmann et al. 2022, arXiv 2203.15556)."""
@@ -21,8 +22,8 @@ MANY_EPOCHS = 4
 def plan_run(run: Run, recipe: str) -> dict[str, Any]:
     """The JSON of `slm plan`. Reads the token store's manifest if there is one; makes nothing."""
     cost = run.model.costs()
-    steps = run.train.budget.total_steps(cost, run.train.batch_tokens)
-    tokens = steps * run.train.batch_tokens
+    course = Course.of(run, cost)
+    steps, tokens = course.total, course.tokens(course.total)
     world = int(os.environ.get("WORLD_SIZE", 1))
     share = run.train.batch_tokens // run.data.seq_len // world
     memory = training_bytes(
@@ -35,9 +36,8 @@ def plan_run(run: Run, recipe: str) -> dict[str, Any]:
         ffn_hidden=run.model.ffn.hidden or 0,
         bf16=run.train.precision == "bf16",
     )
-    sources = _sources(run, steps)
+    sources = _sources(run, course)
     target, reasons = choose(run.model)
-    run.train.schedule.factor(0, total=steps, batch_tokens=run.train.batch_tokens, params=cost.params["unique"])
     return {
         "recipe": recipe,
         "identity": run.identity,
@@ -63,7 +63,7 @@ def plan_run(run: Run, recipe: str) -> dict[str, Any]:
     }
 
 
-def _sources(run: Run, steps: int) -> list[dict[str, Any]]:
+def _sources(run: Run, course: Course) -> list[dict[str, Any]]:
     """Tokens and epochs of each of the run's sources; None where a store is yet to be made."""
     paths = store_paths(run.data, run.tokenizer, run.impl.data_dir)
     listed: list[dict[str, Any]] = [
@@ -71,11 +71,10 @@ def _sources(run: Run, steps: int) -> list[dict[str, Any]]:
     ]
     if missing(run.data, run.tokenizer, run.impl.data_dir):
         return listed
-    rows = run.train.batch_tokens // run.data.seq_len
-    params = run.model.costs().params["unique"]
+    full = run.train.batch_tokens // run.data.seq_len
     corpus = open_corpus(run.data, run.tokenizer, run.impl.data_dir)
-    plan = plan_of(corpus, run.data, horizon=Horizon(steps * rows, rows, params))
-    drawn = dict(zip(plan.names, plan.drawn(steps * rows).tolist(), strict=True))
+    plan = plan_of(corpus, run.data, horizon=Horizon(course.total_rows, full, course.params))
+    drawn = dict(zip(plan.names, plan.drawn(course.total_rows).tolist(), strict=True))
     by_name = {source.name: source for source in plan.sources}
     for entry in listed:
         index = by_name[entry["source"]].index

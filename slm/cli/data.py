@@ -79,8 +79,8 @@ def plan(recipe: Recipe, overrides: Overrides = None, json: JsonFlag = False) ->
         "rows_per_epoch": made.rows_per_epoch,
         "tokens_per_epoch": made.tokens_per_epoch,
         "fill": made.tokens_per_epoch / made.rows_per_epoch / made.seq_len,
-        "rows": opened.steps * opened.rows,
-        "epochs": opened.steps * opened.rows / made.rows_per_epoch,
+        "rows": opened.course.total_rows,
+        "epochs": opened.course.total_rows / made.rows_per_epoch,
     }
     if json:
         emit_json(result)
@@ -108,9 +108,9 @@ def show(
     from slm.data.inspect import shown_rows
 
     opened = _open(recipe, overrides)
-    found = shown_rows(
-        opened.corpus, opened.plan, range(step * opened.rows, step * opened.rows + min(rows, opened.rows))
-    )
+    batches = opened.course.batches
+    first = batches.rows_before(step)
+    found = shown_rows(opened.corpus, opened.plan, range(first, first + min(rows, batches.rows_of(step))))
     if json:
         emit_json({"step": step, "rows": found})
         return
@@ -138,7 +138,10 @@ def where(
     from slm.data.inspect import occurrences
 
     opened = _open(recipe, overrides)
-    found = occurrences(opened.corpus, opened.plan, doc, rows=opened.steps * opened.rows, batch_rows=opened.rows)
+    course = opened.course
+    found = occurrences(opened.corpus, opened.plan, doc, rows=course.total_rows, batch_rows=course.rows(course.total))
+    for place in [place for entry in found for place in entry["occurrences"]]:
+        place["step"] = course.batches.step_of(place["row"])
     if json:
         emit_json({"doc": doc, "found": found})
         return
@@ -184,14 +187,13 @@ class _Open:
         from slm.data.plan.of_corpus import plan_of
         from slm.data.prepare import prepare
         from slm.run import Run
+        from slm.train.course import Course
 
         run = compose(recipe, overrides, schema=Run).config
         self.corpus = prepare(run.data, run.tokenizer, run.impl.data_dir, workers=run.impl.workers)
-        costs = run.model.costs()
-        params = costs.params["unique"]
-        self.steps = run.train.budget.total_steps(costs, run.train.batch_tokens)
-        self.rows = run.train.batch_tokens // run.data.seq_len
-        self.plan = plan_of(self.corpus, run.data, horizon=Horizon(self.steps * self.rows, self.rows, params))
+        self.course = Course.of(run, run.model.costs())
+        full = run.train.batch_tokens // run.data.seq_len
+        self.plan = plan_of(self.corpus, run.data, horizon=Horizon(self.course.total_rows, full, self.course.params))
 
 
 def _open(recipe: str, overrides: list[str] | None) -> _Open:

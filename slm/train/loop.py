@@ -25,7 +25,6 @@ from slm.train.heldout import Heldout
 from slm.train.measure import Meter
 from slm.train.metrics import MetricsLog
 from slm.train.mirror import Mirror
-from slm.train.optim.steps import evaluation_weights, training_weights
 from slm.train.parallel import World
 from slm.train.profile import profiler
 from slm.train.progress import Silent, TrainProgress
@@ -107,7 +106,6 @@ class Session:
         if found is not None:
             resume(state, found, self.world)
             self.saved_at = state.step
-        training_weights(state.optimizers)
         self.log = MetricsLog(self.run_dir / "metrics.jsonl", state.step) if self.world.main else None
         wandb = run.log.wandb if self.world.main else type(run.log.wandb)()
         self.mirror = Mirror(wandb, self.run_dir, run.name, run.identity, run.experiment(), self.progress.say)
@@ -159,8 +157,7 @@ class Session:
         if self.saved_at != self.state.step:
             if self.log:
                 self.log.flush()
-            with evaluation_weights(self.state.optimizers):
-                save(self.state, self.run, self.corpus, self.run_dir, self.world)
+            save(self.state, self.run, self.corpus, self.run_dir, self.world)
             self.saved_at = self.state.step
             self.world.barrier()
 

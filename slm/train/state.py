@@ -24,7 +24,7 @@ from slm.train.averaging import Ema
 from slm.train.course import Course
 from slm.train.losses import LossModule
 from slm.train.optim import NamedParameter
-from slm.train.optim.steps import final_weights, init_state
+from slm.train.optim.steps import evaluation_weights, final_weights, init_state
 from slm.train.optim.steps.shards import local, whole
 from slm.train.parallel import Spread, World
 from slm.train.spikes import SpikeGuard
@@ -146,10 +146,12 @@ def counters_of(state: TrainState, run: "Run", tokens: int, world: World) -> dic
 
 
 def save(state: TrainState, run: "Run", corpus: Corpus, run_dir: Path, world: World) -> None:
-    """Write a checkpoint of the state, on the main process."""
+    """Write a checkpoint of the state, on the main process. What it calls the model's weights are those to be used."""
     counters = counters_of(state, run, state.loader.next_row * run.data.seq_len, world)
-    groups = {group: {n: whole(t) for n, t in tensors.items()} for group, tensors in tensors_of(state).items()}
-    if world.main:
+    with evaluation_weights(state.optimizers):
+        groups = {group: {n: whole(t) for n, t in tensors.items()} for group, tensors in tensors_of(state).items()}
+        if not world.main:
+            return
         extra = {f"{group}:{n}": t for group in ("guard", "ema") for n, t in groups.get(group, {}).items()}
         checkpoint.save(
             run_dir,
@@ -167,15 +169,16 @@ def resume(state: TrainState, found: Path, world: World) -> None:
     """Load a checkpoint into the state."""
     saved = checkpoint.load(found)
     init_state(state.optimizers)
-    for group, tensors in tensors_of(state).items():
-        if group == "model":
-            check_weights(tensors, saved.model, found)
-        prefix = "" if group in ("model", "optimizer") else f"{group}:"
-        source = saved.model if group == "model" else saved.optimizer
-        for name, t in tensors.items():
-            if prefix + name not in source:
-                raise RunError(f"{found}: no {name!r} in {group}.")
-            fill(t, source[prefix + name])
+    with evaluation_weights(state.optimizers):  # as it was saved; afterwards the weights that are trained are there
+        for group, tensors in tensors_of(state).items():
+            if group == "model":
+                check_weights(tensors, saved.model, found)
+            prefix = "" if group in ("model", "optimizer") else f"{group}:"
+            source = saved.model if group == "model" else saved.optimizer
+            for name, t in tensors.items():
+                if prefix + name not in source:
+                    raise RunError(f"{found}: no {name!r} in {group}.")
+                fill(t, source[prefix + name])
     state.loader.restore(saved.state["loader"])
     state.step, state.seconds = saved.state["step"], saved.state["seconds"]
     if world.main:  # sums are of all processes; one of them carries on with them

@@ -17,6 +17,7 @@ from slm.train.loop import Session, TrainResult, train
 from slm.train.measure import OF_THE_MACHINE
 from slm.train.metrics import read_metrics
 from slm.train.parallel import World
+from slm.train.step import Stepper
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -95,14 +96,14 @@ def test_bf16_follows_fp32(tiny) -> None:
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tiny, monkeypatch) -> None:
-    real = Session._forward_backward
+    real = Stepper._forward_backward
 
-    def poisoned(self: Session, batch, targets) -> None:
+    def poisoned(self: Stepper, batch, targets) -> None:
         real(self, batch, targets)
         if self.state.step == 2:
             next(self.state.model.parameters()).grad.fill_(float("nan"))
 
-    monkeypatch.setattr(Session, "_forward_backward", poisoned)
+    monkeypatch.setattr(Stepper, "_forward_backward", poisoned)
     result = go(tiny())
     assert result.skipped == 1
     records = [r for r in timeless(result.run_dir) if r["kind"] == "train"]

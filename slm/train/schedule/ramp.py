@@ -104,6 +104,11 @@ class BatchPlan:
         """Tokens seen before a 0-based step; at ``total_steps``, those of the run."""
         return self.rows_before(step) * self.seq_len
 
+    def step_of(self, row: int) -> int:
+        """The 0-based step whose batch has a row."""
+        i = bisect_right(self.before, row) - 1
+        return self.starts[i] + (row - self.before[i]) // self.rows[i]
+
     def cut(self, steps: int) -> "BatchPlan":
         """The first ``steps`` steps."""
         kept = max(1, sum(start < steps for start in self.starts))
