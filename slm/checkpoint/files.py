@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import yaml
 from torch import Tensor
 
 from slm.config.errors import RunError
@@ -135,6 +136,13 @@ def load(path: Path) -> Checkpoint:
         raw["config.yaml"].decode(),
         next(content for name, content in raw.items() if name.startswith("tokenizer.")),
     )
+
+
+def describe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the resolved experiment, step and counters) of a checkpoint, without reading its tensors."""
+    entries = _manifest(path)["files"]
+    config, state = (_verified(path, name, entries[name]) for name in ("config.yaml", "state.json"))
+    return yaml.safe_load(config), json.loads(state)
 
 
 def verify(path: Path) -> None:

@@ -20,6 +20,11 @@ def register(app: typer.Typer) -> None:
 def train(
     recipe: Recipe,
     overrides: Overrides = None,
+    branch_from: Annotated[
+        str | None,
+        typer.Option("--branch-from", metavar="CKPT", help="Begin with a trunk's checkpoint, and decay: train.schedule.decay=10%."),
+    ] = None,
+    profile: Annotated[int, typer.Option("--profile", metavar="N", min=0, help="Profile N steps.")] = 0,
     multirun: Annotated[bool, typer.Option("-m", "--multirun", help="Run every combination of a=1,2 b=x,y.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -28,6 +33,8 @@ def train(
     from slm.run import Run
 
     given = overrides or []
+    if branch_from is not None:  # train.decay is short for what a branch is all about
+        given = [o.replace("train.decay=", "train.schedule.decay=", 1) if o.startswith("train.decay=") else o for o in given]
     combinations = expand_sweep(given) if multirun else [given]
     composed = [compose(recipe, c, schema=Run) for c in combinations]  # all of them, before the first one starts
     summaries = []
@@ -36,6 +43,12 @@ def train(
         if len(combinations) > 1:
             swept = ",".join(o for o, g in zip(combination, given, strict=True) if o != g).replace("/", ".")
             run = run.with_(name=f"{run.name}/{swept}", notes=run.notes)
+        if branch_from is not None or run.log.branch_from is not None:
+            from slm.train.branching import branch
+
+            run = branch(run, branch_from or run.log.branch_from)
+        if profile:
+            run = run.with_(log=run.log.with_(profile=profile))
         summaries.append(_launch(run, one.notes, json))
     if json:
         emit_json(summaries[0] if len(summaries) == 1 else {"runs": summaries})

@@ -16,6 +16,15 @@ from slm.train.schedule import BatchRamp, ScheduleSlot, WarmupStableDecay
 from slm.train.spikes import Spikes
 
 
+class Ancestor(Config):
+    """What a branch left, and where."""
+
+    trunk: str
+    """Identity of the run that it left."""
+    step: int = pydantic.Field(ge=0)
+    """Steps that it shares with it."""
+
+
 class Train(Config):
     """What is optimised, with what, for how long. Part of the identity."""
 
@@ -32,6 +41,8 @@ class Train(Config):
     """Which steps are skipped for their gradient: those that aren't finite, and outliers if told so."""
     batch_ramp: BatchRamp | None = None
     """Smaller batches at the beginning; None: full ones from the first step."""
+    branch: Ancestor | None = None
+    """The trunk that this run left; `slm train --branch-from` sets it."""
     ema: Averaging | None = None
     """A running average of the weights beside them: evaluations use it, checkpoints hold both; None: none."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -81,6 +92,8 @@ class Log(Config):
 
     dir: str | None = None
     """The run directory; None is ``runs/<name>``."""
+    branch_from: str | None = None
+    """The checkpoint that a branch begins with; `slm train --branch-from` sets it."""
     every: int = pydantic.Field(10, gt=0)
     """Steps between records in metrics.jsonl."""
     eval_every: Duration | None = Duration.parse("10%")

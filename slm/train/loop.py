@@ -20,6 +20,7 @@ from slm.data.loader import Loader
 from slm.data.plan import Horizon
 from slm.data.plan.of_corpus import plan_of
 from slm.model.decoder import Decoder
+from slm.train.branching import branch_point, inherit_metrics
 from slm.train.course import Course
 from slm.train.heldout import Heldout
 from slm.train.measure import Meter
@@ -103,16 +104,23 @@ class Session:
         """Resume, open the records."""
         state, run = self.state, self.run
         found = checkpoint.latest(self.run_dir)
+        begun = found is not None
+        if found is None and run.train.branch is not None:
+            found = branch_point(run)
         if found is not None:
-            resume(state, found, self.world)
-            self.saved_at = state.step
+            resume(state, found, self.world, allow_data_change=not begun)
+            self.saved_at = state.step if begun else -1
+            if not begun and self.world.main:
+                inherit_metrics(run, self.run_dir, found, state.step)
         self.log = MetricsLog(self.run_dir / "metrics.jsonl", state.step) if self.world.main else None
         wandb = run.log.wandb if self.world.main else type(run.log.wandb)()
         self.mirror = Mirror(wandb, self.run_dir, run.name, run.identity, run.experiment(), self.progress.say)
         self.profiler = profiler(run.log.profile, self.run_dir / "profile", self.world, self.progress.say)
         self.progress.start(f"Training {run.name}", state.step, self.course.total)
         if found is not None:
-            self.progress.say(f"Resumed from step {state.step:,} of {self.course.total:,} in {self.run_dir}")
+            what = "Resumed from" if begun else f"Branches from {found} at"
+            where = f" in {self.run_dir}" if begun else ""
+            self.progress.say(f"{what} step {state.step:,} of {self.course.total:,}{where}")
         state.spread.module.train()
         self.meter.begin(self.course.tokens(state.step))
 

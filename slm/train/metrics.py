@@ -19,9 +19,7 @@ class MetricsLog:
     def __init__(self, path: Path, resumed_at: int) -> None:
         self.path = path
         kept = [line for line in _whole_lines(path) if line["step"] <= resumed_at]
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(partial, path)
+        write_metrics(path, kept)
         self._file = path.open("a", buffering=1)
 
     def write(self, record: dict[str, Any]) -> None:
@@ -45,6 +43,13 @@ class MetricsLog:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole records of a metrics file."""
     return _whole_lines(path)
+
+
+def write_metrics(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write a metrics file, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(record) + "\n" for record in records))
+    os.replace(partial, path)
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:

@@ -165,8 +165,8 @@ def save(state: TrainState, run: "Run", corpus: Corpus, run_dir: Path, world: Wo
         )
 
 
-def resume(state: TrainState, found: Path, world: World) -> None:
-    """Load a checkpoint into the state."""
+def resume(state: TrainState, found: Path, world: World, *, allow_data_change: bool = False) -> None:
+    """Load a checkpoint into the state. ``allow_data_change``: a branch may go on with other data."""
     saved = checkpoint.load(found)
     init_state(state.optimizers)
     with evaluation_weights(state.optimizers):  # as it was saved; afterwards the weights that are trained are there
@@ -179,7 +179,7 @@ def resume(state: TrainState, found: Path, world: World) -> None:
                 if prefix + name not in source:
                     raise RunError(f"{found}: no {name!r} in {group}.")
                 fill(t, source[prefix + name])
-    state.loader.restore(saved.state["loader"])
+    state.loader.restore(saved.state["loader"], allow_data_change=allow_data_change)
     state.step, state.seconds = saved.state["step"], saved.state["seconds"]
     if world.main:  # sums are of all processes; one of them carries on with them
         state.sums.copy_(torch.tensor(saved.state["sums"], dtype=state.sums.dtype))

@@ -1,0 +1,102 @@
+"""Branches: runs that begin with a checkpoint of another one, the trunk, and let the rate decay from there.
+
+    slm train RECIPE --branch-from runs/trunk/checkpoints/step-00020000 train.schedule.decay=10%
+
+What the branch is to be follows from the trunk's schedule (`slm.train.schedule.branch_of`): the trunk's rates up to the checkpoint, a decay
+from there to the end, and a budget that ends with it. So a trunk with branches at several places gives a whole axis of budgets for little
+more than the longest. A branch has an identity of its own, in which the trunk's stands (``train.branch``).
+
+Everything else of the experiment is taken as it is given: a branch may anneal on another mixture, or at another rate. Model and
+tokenizer have to be the trunk's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slm.checkpoint import resolve
+from slm.checkpoint.files import describe
+from slm.config.durations import Duration
+from slm.config.errors import ConfigError
+from slm.config.identity import differences, fingerprint
+from slm.train.budget import Budget
+from slm.train.config import Ancestor
+from slm.train.course import Course
+from slm.train.metrics import read_metrics, write_metrics
+from slm.train.schedule import branch_of
+from slm.train.schedule.shapes import Decaying
+
+if TYPE_CHECKING:
+    from slm.run import Run
+
+SAME = ("model", "tokenizer")
+"""Sections in which a branch can't differ from its trunk."""
+
+
+def branch(run: "Run", source: str) -> "Run":
+    """``run`` as a branch of a checkpoint (or of a run's newest): with the schedule, the budget and the ancestor that follow.
+
+    Raises:
+        ConfigError: another model or tokenizer than the trunk's; a schedule that can't be left, or not there.
+        RunError: no checkpoint, or a damaged one.
+    """
+    path = resolve(source)
+    config, state = describe(path)
+    trunk = type(run)(**config)
+    mine, theirs = run.experiment(), trunk.experiment()
+    if odd := [d for section in SAME for d in differences({section: theirs[section]}, {section: mine[section]})]:
+        raise ConfigError(f"A branch of {path} has the trunk's model and tokenizer, but {'; '.join(odd)}.")
+    ancestor = Ancestor(trunk=fingerprint(theirs), step=state["step"])
+    if run.train.branch is not None:  # a branch's own config.yaml
+        if run.train.branch != ancestor:
+            raise ConfigError(
+                f"This run branches from step {run.train.branch.step} of experiment {run.train.branch.trunk}; {path} is step "
+                f"{ancestor.step} of {ancestor.trunk}."
+            )
+        return run
+    train = run.train.with_(**_schedule_and_budget(run, trunk, state["step"]), branch=ancestor)
+    own_name = run.name != trunk.name or run.log.dir != trunk.log.dir
+    name = run.name if own_name else f"{run.name}-branch-{state['step']}"
+    log = run.log.with_(branch_from=str(path), dir=run.log.dir if own_name else None)
+    return run.with_(train=train, name=name, log=log)
+
+
+def _schedule_and_budget(run: "Run", trunk: "Run", step: int) -> dict[str, Any]:
+    """In full batches, which are steps where there is no ramp."""
+    wanted, course = run.train.schedule, Course.of(trunk, trunk.model.costs())
+    if not isinstance(wanted, Decaying):
+        raise ConfigError(
+            f"A branch ends in a decay, and train.schedule={wanted.part_name} has none: add train.schedule=wsd train.schedule.decay=10%."
+        )
+    decay = wanted.decay if wanted.decay.value > 0 else Duration.parse("10%")
+    ramp = trunk.train.batch_ramp is not None
+    at = course.tokens(step) // course.batch_tokens if ramp else step
+    schedule, total = branch_of(
+        trunk.train.schedule,
+        trunk_total=course.tokens(course.total) // course.batch_tokens if ramp else course.total,
+        at=at,
+        decay=decay,
+        batch_tokens=course.batch_tokens,
+        params=course.params,
+        shape=wanted.shape,
+        floor=wanted.floor,
+    )
+    budget = Budget(tokens=total * course.batch_tokens) if ramp else Budget(steps=total)
+    return {"schedule": schedule, "budget": budget}
+
+
+def branch_point(run: "Run") -> Path:
+    """The checkpoint that a branch begins with. Raises `RunError` if it isn't there."""
+    if run.log.branch_from is None:
+        raise ConfigError("This run is a branch (train.branch): say of which checkpoint, with --branch-from.")
+    path = resolve(run.log.branch_from)
+    branch(run, str(path))  # refuses another checkpoint than the one it was set up for
+    return path
+
+
+def inherit_metrics(run: "Run", run_dir: Path, checkpoint: Path, step: int) -> None:
+    """Begin a branch's records with the trunk's, up to where it left."""
+    theirs, own = checkpoint.parent.parent / "metrics.jsonl", run_dir / "metrics.jsonl"
+    if theirs.exists() and not own.exists():
+        write_metrics(own, [record for record in read_metrics(theirs) if record["step"] <= step])
