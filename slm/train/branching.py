@@ -15,8 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slm.checkpoint import resolve
-from slm.checkpoint.files import describe
+from slm.checkpoint import describe, resolve
 from slm.config.durations import Duration
 from slm.config.errors import ConfigError
 from slm.config.identity import differences, fingerprint

@@ -1,8 +1,8 @@
 """The course of a run: how many steps, which rows and how many tokens each of them has, and at which rate.
 
 All of it follows from the config and the model's costs, before anything is spent; nothing of it depends on the machine. With a batch
-ramp, what is given in tokens or as a share is still one of the tokens: the rate at a step is the rate of a run with full batches at the
-same number of tokens.
+ramp, budget and schedule are still those of a run with full batches ("steps" in them are full ones): the rate at a step is that run's at
+the same number of tokens, and the tokens are the same in all; there are only more steps.
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ class Course:
         else:
             sizes = {"seq_len": seq_len, "batch_tokens": train.batch_tokens, "params": params}
             batches = train.batch_ramp.plan(steps * train.batch_tokens, **sizes)
-            if train.budget.steps is not None:  # so many steps, of fewer tokens then
-                batches = batches.cut(steps)
         course = cls(batches, train.schedule, train.batch_tokens, params)
         course.rate(0)
         return course

@@ -15,6 +15,7 @@ import torch
 
 from slm import checkpoint
 from slm.config.errors import RunError
+from slm.config.identity import differences
 from slm.data.corpus import Corpus
 from slm.data.loader import Loader
 from slm.data.plan import Horizon
@@ -121,8 +122,16 @@ class Session:
             what = "Resumed from" if begun else f"Branches from {found} at"
             where = f" in {self.run_dir}" if begun else ""
             self.progress.say(f"{what} step {state.step:,} of {self.course.total:,}{where}")
+            for line in self._executed_differently(found):
+                self.progress.say(line)
         state.spread.module.train()
         self.meter.begin(self.course.tokens(state.step))
+
+    def _executed_differently(self, found: Path) -> list[str]:
+        """What of ``impl`` is another than when a checkpoint was written. It is allowed, and said."""
+        old = checkpoint.describe(found)[0].get("impl", {})
+        changed = differences({"impl": old}, {"impl": self.run.model_dump(mode="json")["impl"]})
+        return [f"Executed differently from here on: {'; '.join(changed)}"] if changed else []
 
     @property
     def out_of_time(self) -> bool:

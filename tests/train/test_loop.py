@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -17,9 +18,20 @@ from slm.train.loop import Session, TrainResult, train
 from slm.train.measure import OF_THE_MACHINE
 from slm.train.metrics import read_metrics
 from slm.train.parallel import World
+from slm.train.progress import Silent
 from slm.train.step import Stepper
 
 ALONE = World(0, 1, torch.device("cpu"))
+
+
+class Said(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
 
 
 def go(run: Run) -> TrainResult:
@@ -117,9 +129,46 @@ def test_another_experiment_in_the_directory_is_refused_with_the_difference(tiny
         go(tiny(train__optim={"name": "adamw", "lr": 1e-3}))
 
 
-def test_changed_implementation_is_allowed(tiny) -> None:
-    go(tiny(train__budget={"steps": 12}))
-    assert go(tiny(impl__micro_batch=2)).step == 12
+def test_changed_implementation_is_allowed_and_said(tiny) -> None:
+    go(tiny())
+    said = Said()
+    run = tiny(impl__micro_batch=2)
+    assert train(run, prepare(run.data, run.tokenizer, "data"), ALONE, said).step == 12
+    assert "Executed differently from here on: impl.micro_batch: null -> 2" in said.lines
+
+
+def test_a_clock_that_jumps_is_no_clock_of_the_run(tiny, monkeypatch) -> None:
+    """The time of day may be set back by hours: seconds and rates come from a clock that only goes forward."""
+    import time
+
+    now = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    result = go(tiny())
+    found = [r for r in read_metrics(result.run_dir / "metrics.jsonl") if r["kind"] == "train"]
+    assert 0 < result.seconds < 600
+    assert all(a["seconds"] < b["seconds"] for a, b in itertools.pairwise(found))
+    assert all(r["tokens_per_s"] > 0 for r in found)
+
+
+def test_data_that_cannot_be_read_any_more_ends_the_run_and_what_was_saved_goes_on(tiny, monkeypatch) -> None:
+    """The thread that reads ahead dies, in the middle."""
+    from slm.data import loader
+
+    real, calls = loader.make_batch, []
+
+    def fails(plan, rows):
+        calls.append(rows)
+        if len(calls) == 8:
+            raise RunError("data/store/shards/00000.tok: can't be read (Input/output error).")
+        return real(plan, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader, "make_batch", fails)
+        with pytest.raises(RunError, match="Input/output error"):
+            go(tiny(log__dir="hurt"))
+    go(tiny(log__dir="hurt"))
+    go(tiny(log__dir="whole"))
+    assert timeless("hurt") == timeless("whole")
 
 
 def test_a_directory_in_use_is_refused(tiny) -> None:
@@ -161,22 +210,16 @@ def test_a_schedule_longer_than_the_budget_is_refused_before_anything_is_spent(t
 def test_wandb_that_breaks_is_switched_off_and_training_goes_on(tiny, monkeypatch) -> None:
     import wandb
 
-    from slm.train.progress import Silent
-
-    said: list[str] = []
-
-    class Listening(Silent):
-        def say(self, text: str) -> None:
-            said.append(text)
+    said = Said()
 
     def broken(**_: object) -> None:
         raise ConnectionError("no network")
 
     monkeypatch.setattr(wandb, "init", broken)
     run = tiny(log__wandb={"mode": "online"})
-    result = train(run, prepare(run.data, run.tokenizer, "data"), ALONE, Listening())
+    result = train(run, prepare(run.data, run.tokenizer, "data"), ALONE, said)
     assert result.step == 12
-    assert [s for s in said if "wandb is off" in s] == [
+    assert [s for s in said.lines if "wandb is off" in s] == [
         "wandb is off for the rest of this run: ConnectionError: no network"
     ]
 
