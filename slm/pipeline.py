@@ -32,15 +32,16 @@ from slm.generate import Sampling, generate, pick_prompts
 from slm.report.run import write_run_report
 from slm.run import Run
 from slm.train.loop import TrainResult, train
-from slm.train.parallel import World, join_world
+from slm.train.parallel.world import World, join_world
 from slm.train.progress import Silent, progress_for
 from slm.train.rundir import refuse_other_experiment, run_dir_of
+from slm.train.stages import stage_runs
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 24, 120
 
 
 def launch(run: Run, *, console: Console | None = None, command: str = "") -> dict[str, Any]:
-    """Execute a run and return its summary (also in ``summary.json``).
+    """Execute a run, stage by stage if it has stages, and return its summary (also in ``summary.json``), or its last stage's.
 
     Args:
         console: where progress is shown; None shows nothing.
@@ -48,25 +49,35 @@ def launch(run: Run, *, console: Console | None = None, command: str = "") -> di
 
     The summary of an interrupted run has ``"interrupted": True`` and no evaluation.
     """
-    run_dir = run_dir_of(run)
-    console = console or Console(quiet=True)
+    stages, summary = stage_runs(run), dict[str, Any]()
     with join_world(run.impl.device) as world:
-        if not world.main:
-            console = Console(quiet=True)
-        done = _finished(run, run_dir)
-        if done is not None:
-            console.print(
-                f"{run_dir} is trained already (step {done['steps']:,}); nothing to do. Its report: {done['report']}"
-            )
-            return done
-        refuse_other_experiment(run, run_dir)
-        started = time.perf_counter()
-        corpus = _prepare(run, console)
-        prepared = time.perf_counter() - started
-        result = train(run, corpus, world, progress_for(console) if not console.quiet else Silent())
-        if result.interrupted or not world.main:
-            return {"name": run.name, "identity": run.identity, "interrupted": result.interrupted, "steps": result.step}
-        return _finish(run, corpus, result, world, console, prepared, command)
+        console = console if console is not None and world.main else Console(quiet=True)
+        for stage in stages:
+            summary = _launch(stage, world, console, command)
+            if summary["interrupted"]:
+                break
+    return summary
+
+
+def _launch(run: Run, world: World, console: Console, command: str) -> dict[str, Any]:
+    """Execute one stage."""
+    run_dir = run_dir_of(run)
+    done = _finished(run, run_dir)
+    if done is not None:
+        console.print(
+            f"{run_dir} is trained already (step {done['steps']:,}); nothing to do. Its report: {done['report']}"
+        )
+        return done
+    refuse_other_experiment(run, run_dir)
+    started = time.perf_counter()
+    corpus = _prepare(run, console)
+    prepared = time.perf_counter() - started
+    result = train(run, corpus, world, progress_for(console) if not console.quiet else Silent())
+    summary = {"name": run.name, "identity": run.identity, "interrupted": result.interrupted, "steps": result.step}
+    if not result.interrupted and world.main:
+        summary = _finish(run, corpus, result, world, console, prepared, command)
+    world.barrier()  # the next stage reads what is written here
+    return summary
 
 
 def _finished(run: Run, run_dir: Path) -> dict[str, Any] | None:

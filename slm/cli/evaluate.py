@@ -33,7 +33,7 @@ def evaluate(
     from slm.eval.baselines import compressors
     from slm.eval.bpb import corpus_of, sum_of
     from slm.eval.bpb import evaluate as measure
-    from slm.train.parallel import pick_device
+    from slm.train.parallel.world import pick_device
 
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"--precision {precision}: choose fp32 or bf16.")

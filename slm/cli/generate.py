@@ -34,7 +34,7 @@ def generate(
     from slm.generate import Sampling
     from slm.generate import generate as decode
     from slm.generate.stream import Utf8Stream
-    from slm.train.parallel import pick_device
+    from slm.train.parallel.world import pick_device
 
     import_plugins(plugins or [])
     restored = restore(checkpoint, device=pick_device(device))

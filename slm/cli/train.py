@@ -22,7 +22,11 @@ def train(
     overrides: Overrides = None,
     branch_from: Annotated[
         str | None,
-        typer.Option("--branch-from", metavar="CKPT", help="Begin with a trunk's checkpoint, and decay: train.schedule.decay=10%."),
+        typer.Option(
+            "--branch-from",
+            metavar="CKPT",
+            help="Begin with a trunk's checkpoint, and decay: train.schedule.decay=10%.",
+        ),
     ] = None,
     profile: Annotated[int, typer.Option("--profile", metavar="N", min=0, help="Profile N steps.")] = 0,
     multirun: Annotated[bool, typer.Option("-m", "--multirun", help="Run every combination of a=1,2 b=x,y.")] = False,
@@ -34,7 +38,9 @@ def train(
 
     given = overrides or []
     if branch_from is not None:  # train.decay is short for what a branch is all about
-        given = [o.replace("train.decay=", "train.schedule.decay=", 1) if o.startswith("train.decay=") else o for o in given]
+        given = [
+            o.replace("train.decay=", "train.schedule.decay=", 1) if o.startswith("train.decay=") else o for o in given
+        ]
     combinations = expand_sweep(given) if multirun else [given]
     composed = [compose(recipe, c, schema=Run) for c in combinations]  # all of them, before the first one starts
     summaries = []

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from slm.run import Run
 
 SAME = ("model", "tokenizer")
-"""Sections in which a branch can't differ from its trunk."""
+"""Sections in which a branch can't differ from its trunk,"""
+FREE = ("model.context:", "model.position.")
+"""but for what says how long rows are, and how positions are told apart."""
 
 
 def branch(run: "Run", source: str) -> "Run":
@@ -44,7 +46,8 @@ def branch(run: "Run", source: str) -> "Run":
     config, state = describe(path)
     trunk = type(run)(**config)
     mine, theirs = run.experiment(), trunk.experiment()
-    if odd := [d for section in SAME for d in differences({section: theirs[section]}, {section: mine[section]})]:
+    found = [d for section in SAME for d in differences({section: theirs[section]}, {section: mine[section]})]
+    if odd := [d for d in found if not d.startswith(FREE)]:
         raise ConfigError(f"A branch of {path} has the trunk's model and tokenizer, but {'; '.join(odd)}.")
     ancestor = Ancestor(trunk=fingerprint(theirs), step=state["step"])
     if run.train.branch is not None:  # a branch's own config.yaml

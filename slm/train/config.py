@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import pydantic
 
@@ -25,6 +25,19 @@ class Ancestor(Config):
     """Steps that it shares with it."""
 
 
+class Stage(Config):
+    """A part of a run in which something is different; see `slm.train.stages`."""
+
+    model_config = pydantic.ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    name: str = pydantic.Field(pattern=r"[\w.-]+")
+    """What its directory is called, behind its number."""
+    begin: Duration = pydantic.Field(Duration(0, "steps"), alias="from")
+    """Where it begins: steps, tokens, or a share of the budget."""
+    change: dict[str, Any] = {}
+    """Dotted keys and their values from here on, such as ``data.seq_len: 8192``."""
+
+
 class Train(Config):
     """What is optimised, with what, for how long. Part of the identity."""
 
@@ -41,6 +54,10 @@ class Train(Config):
     """Which steps are skipped for their gradient: those that aren't finite, and outliers if told so."""
     batch_ramp: BatchRamp | None = None
     """Smaller batches at the beginning; None: full ones from the first step."""
+    stages: tuple[Stage, ...] = ()
+    """Parts of the run in which the data, the length of rows or the rate are others."""
+    until: int | None = pydantic.Field(None, gt=0)
+    """Step at which a stage ends, though budget and schedule go on."""
     branch: Ancestor | None = None
     """The trunk that this run left; `slm train --branch-from` sets it."""
     ema: Averaging | None = None
@@ -54,7 +71,7 @@ class Train(Config):
         if self.precision != "auto":
             return self
         from slm.model.precision import fast_bf16
-        from slm.train.parallel import pick_device
+        from slm.train.parallel.world import pick_device
 
         return self.with_(precision="bf16" if fast_bf16(pick_device(device)) else "fp32")
 

@@ -26,6 +26,8 @@ class Course:
     schedule: SchedulePart
     batch_tokens: int
     params: int
+    until: int | None = None
+    """Step at which a stage of a longer run ends."""
 
     @classmethod
     def of(cls, run: "Run", costs: "ModelCost") -> "Course":
@@ -41,7 +43,7 @@ class Course:
         else:
             sizes = {"seq_len": seq_len, "batch_tokens": train.batch_tokens, "params": params}
             batches = train.batch_ramp.plan(steps * train.batch_tokens, **sizes)
-        course = cls(batches, train.schedule, train.batch_tokens, params)
+        course = cls(batches, train.schedule, train.batch_tokens, params, train.until)
         course.rate(0)
         return course
 
@@ -49,6 +51,11 @@ class Course:
     def total(self) -> int:
         """Optimiser steps."""
         return self.batches.total_steps
+
+    @property
+    def end(self) -> int:
+        """Where training ends: after all steps, or those of a stage."""
+        return min(self.total, self.until or self.total)
 
     @property
     def total_rows(self) -> int:

@@ -13,7 +13,7 @@ import torch
 
 from slm.cost.device import peak_flops
 from slm.model.attention.backends import BACKENDS
-from slm.train.parallel import pick_device
+from slm.train.parallel.world import pick_device
 
 OPTIONAL = {
     "transformers": "needed to verify exports: pip install 'slm[hf]'",

@@ -16,7 +16,7 @@ from slm.data.plan import Plan
 from slm.data.plan.of_corpus import plan_of
 from slm.eval.rows import bits_per_byte, row_sums
 from slm.train.optim.steps import evaluation_weights
-from slm.train.parallel import World
+from slm.train.parallel.world import World
 
 if TYPE_CHECKING:
     from slm.run import Run

@@ -27,7 +27,7 @@ from slm.train.heldout import Heldout
 from slm.train.measure import Meter
 from slm.train.metrics import MetricsLog
 from slm.train.mirror import Mirror
-from slm.train.parallel import World
+from slm.train.parallel.world import World
 from slm.train.profile import profiler
 from slm.train.progress import Silent, TrainProgress
 from slm.train.rundir import claimed, run_dir_of
@@ -69,7 +69,7 @@ def train(run: "Run", corpus: Corpus, world: World, progress: TrainProgress | No
         session = Session(run, corpus, world, run_dir, progress)
         stack.callback(session.close)
         session.start()
-        while session.state.step < session.course.total and not world.any(stop.requested or session.out_of_time):
+        while session.state.step < session.course.end and not world.any(stop.requested or session.out_of_time):
             session.train_step()
             session.write_down()
         return session.finish()
@@ -109,7 +109,7 @@ class Session:
         if found is None and run.train.branch is not None:
             found = branch_point(run)
         if found is not None:
-            resume(state, found, self.world, allow_data_change=not begun)
+            resume(state, found, self.world, rows_before=None if begun else self.course.batches.rows_before)
             self.saved_at = state.step if begun else -1
             if not begun and self.world.main:
                 inherit_metrics(run, self.run_dir, found, state.step)
@@ -117,7 +117,7 @@ class Session:
         wandb = run.log.wandb if self.world.main else type(run.log.wandb)()
         self.mirror = Mirror(wandb, self.run_dir, run.name, run.identity, run.experiment(), self.progress.say)
         self.profiler = profiler(run.log.profile, self.run_dir / "profile", self.world, self.progress.say)
-        self.progress.start(f"Training {run.name}", state.step, self.course.total)
+        self.progress.start(f"Training {run.name}", state.step, self.course.end)
         if found is not None:
             what = "Resumed from" if begun else f"Branches from {found} at"
             where = f" in {self.run_dir}" if begun else ""
@@ -154,13 +154,13 @@ class Session:
 
     def _recorded(self, step: int) -> bool:
         """Whether there is a record after so many steps."""
-        return step % self.run.log.every == 0 or step == self.course.total
+        return step % self.run.log.every == 0 or step == self.course.end
 
     # ---- around the steps ---------------------------------------------------------------------------
 
     def write_down(self) -> None:
         """Whatever is due after this step: a record, an evaluation, a checkpoint."""
-        step, last = self.state.step, self.state.step == self.course.total
+        step, last = self.state.step, self.state.step == self.course.end
         if self._recorded(step):
             self._record()
         if self.eval_every and (step % self.eval_every == 0 or last):
@@ -182,9 +182,13 @@ class Session:
         """Save the last state and say how it went."""
         state, course = self.state, self.course
         self.save()
-        interrupted = state.step < course.total
+        interrupted = state.step < course.end
         if interrupted:
-            why = f"The budget of {self.run.train.budget.hours:g} hours is used up: stopped" if self.out_of_time else "Stopped"
+            why = (
+                f"The budget of {self.run.train.budget.hours:g} hours is used up: stopped"
+                if self.out_of_time
+                else "Stopped"
+            )
             self.progress.say(
                 f"{why} at step {state.step:,} of {course.total:,}; everything is saved in {self.run_dir}. "
                 f"The same command goes on from here."

@@ -16,7 +16,7 @@ from slm.data.loader import Batch
 from slm.eval.rows import bits_per_byte
 from slm.model.classes import classify
 from slm.train.optim.steps.shards import local, split_of
-from slm.train.parallel import World
+from slm.train.parallel.world import World
 
 if TYPE_CHECKING:
     from slm.cost.cost import ModelCost
@@ -34,7 +34,9 @@ class Meter:
     Call `due` with whether the step at hand will be recorded: what costs something is measured then only.
     """
 
-    def __init__(self, run: "Run", costs: "ModelCost", world: World, token_bytes_V: Tensor, state: "TrainState") -> None:
+    def __init__(
+        self, run: "Run", costs: "ModelCost", world: World, token_bytes_V: Tensor, state: "TrainState"
+    ) -> None:
         self.run, self.world, self.state, self.token_bytes_V = run, world, state, token_bytes_V
         self.cost, self.palm = costs.total, costs.flops_per_token["train_palm"]
         cuda = world.device.type == "cuda"
@@ -178,7 +180,9 @@ class Meter:
         if not self._activations:
             return {}
         layers = len(self.state.model.config.contexts)
-        found = torch.stack(list(self._activations.values())[:layers]).tolist()  # of the first micro-batch, this process's
+        found = torch.stack(
+            list(self._activations.values())[:layers]
+        ).tolist()  # of the first micro-batch, this process's
         self._activations = {}
         return {"activation_rms": [rms for rms, _ in found], "activation_max": [most for _, most in found]}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from slm.train.parallel import World
+from slm.train.parallel.world import World
 
 AFTER = 3
 """Steps before the profile: the first ones set up libraries and compile."""
@@ -51,7 +51,9 @@ class Profiler:
         by = "self_cuda_time_total" if self.world.device.type == "cuda" else "self_cpu_time_total"
         table = trace.key_averages().table(sort_by=by, row_limit=15, max_name_column_width=40)
         (self.folder / f"rank{self.world.rank}.txt").write_text(table)
-        self.say(f"Profiled {self.steps} steps: {file} (open it in https://ui.perfetto.dev), and a table of operators beside it.")
+        self.say(
+            f"Profiled {self.steps} steps: {file} (open it in https://ui.perfetto.dev), and a table of operators beside it."
+        )
 
 
 def profiler(steps: int, folder: Path, world: World, say: Callable[[str], None]) -> Profiler:

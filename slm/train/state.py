@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,8 @@ from slm.train.losses import LossModule
 from slm.train.optim import NamedParameter
 from slm.train.optim.steps import evaluation_weights, final_weights, init_state
 from slm.train.optim.steps.shards import local, whole
-from slm.train.parallel import Spread, World
+from slm.train.parallel import Spread
+from slm.train.parallel.world import World
 from slm.train.spikes import SpikeGuard
 
 if TYPE_CHECKING:
@@ -126,7 +127,10 @@ def tensors_of(state: TrainState) -> dict[str, dict[str, Tensor]]:
         for p, values in optimizer.state.items()
         for key, value in values.items()
     }
-    groups: dict[str, dict[str, Tensor]] = {"model": {name: p.detach() for p, name in names.items()}, "optimizer": optimizer}
+    groups: dict[str, dict[str, Tensor]] = {
+        "model": {name: p.detach() for p, name in names.items()},
+        "optimizer": optimizer,
+    }
     groups["guard"] = state.guard.state()
     if state.ema is not None:
         groups["ema"] = state.ema.state()
@@ -165,8 +169,8 @@ def save(state: TrainState, run: "Run", corpus: Corpus, run_dir: Path, world: Wo
         )
 
 
-def resume(state: TrainState, found: Path, world: World, *, allow_data_change: bool = False) -> None:
-    """Load a checkpoint into the state. ``allow_data_change``: a branch may go on with other data."""
+def resume(state: TrainState, found: Path, world: World, *, rows_before: Callable[[int], int] | None = None) -> None:
+    """Load a checkpoint into the state. ``rows_before``: a branch may go on with other data, at the row that this gives for its step."""
     saved = checkpoint.load(found)
     init_state(state.optimizers)
     with evaluation_weights(state.optimizers):  # as it was saved; afterwards the weights that are trained are there
@@ -179,8 +183,11 @@ def resume(state: TrainState, found: Path, world: World, *, allow_data_change: b
                 if prefix + name not in source:
                     raise RunError(f"{found}: no {name!r} in {group}.")
                 fill(t, source[prefix + name])
-    state.loader.restore(saved.state["loader"], allow_data_change=allow_data_change)
     state.step, state.seconds = saved.state["step"], saved.state["seconds"]
+    place = saved.state["loader"]
+    if rows_before is not None and place["plan"] != state.loader.plan.hash:
+        place = place | {"next_row": rows_before(state.step)}
+    state.loader.restore(place, allow_data_change=rows_before is not None)
     if world.main:  # sums are of all processes; one of them carries on with them
         state.sums.copy_(torch.tensor(saved.state["sums"], dtype=state.sums.dtype))
 

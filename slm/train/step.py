@@ -17,7 +17,7 @@ from slm.model.precision import autocast
 from slm.train.course import Course
 from slm.train.optim import set_rate
 from slm.train.optim.steps.shards import local, whole
-from slm.train.parallel import World
+from slm.train.parallel.world import World
 
 if TYPE_CHECKING:
     from slm.run import Run

@@ -15,7 +15,7 @@ from slm.run import Run
 from slm.train.branching import branch
 from slm.train.loop import TrainResult, train
 from slm.train.metrics import read_metrics
-from slm.train.parallel import World
+from slm.train.parallel.world import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 AT = "runs/tiny/checkpoints/step-00000008"

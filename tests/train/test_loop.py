@@ -17,7 +17,7 @@ from slm.train import loop
 from slm.train.loop import Session, TrainResult, train
 from slm.train.measure import OF_THE_MACHINE
 from slm.train.metrics import read_metrics
-from slm.train.parallel import World
+from slm.train.parallel.world import World
 from slm.train.progress import Silent
 from slm.train.step import Stepper
 
@@ -43,10 +43,7 @@ def weights(path: Path | str) -> dict[str, torch.Tensor]:
 
 
 def timeless(path: Path | str) -> list[dict]:
-    return [
-        {k: v for k, v in r.items() if k not in OF_THE_MACHINE}
-        for r in read_metrics(Path(path) / "metrics.jsonl")
-    ]
+    return [{k: v for k, v in r.items() if k not in OF_THE_MACHINE} for r in read_metrics(Path(path) / "metrics.jsonl")]
 
 
 def test_it_learns_and_writes_everything_down(tiny) -> None:

@@ -18,7 +18,7 @@ from slm.train.course import Course
 from slm.train.loop import Session, TrainResult, train
 from slm.train.measure import OF_THE_MACHINE
 from slm.train.metrics import read_metrics
-from slm.train.parallel import World
+from slm.train.parallel.world import World
 from slm.train.step import Stepper
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -85,9 +85,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tiny, changes: dict[str,
     parts = go(tiny(log__dir="parts", **changes))
     assert records("whole") == records("parts")
     assert records("whole", "eval") == records("parts", "eval")
-    assert all(
-        torch.equal(p, q) for p, q in zip(whole.model.parameters(), parts.model.parameters(), strict=True)
-    )
+    assert all(torch.equal(p, q) for p, q in zip(whole.model.parameters(), parts.model.parameters(), strict=True))
 
 
 def test_an_outlier_is_skipped_and_too_many_end_the_run(tiny) -> None:

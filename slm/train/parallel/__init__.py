@@ -1,17 +1,23 @@
-"""One process or several."""
+"""One process or several: which there are (`world`, needs torch), and how they share a model (`modes`)."""
 
-from slm.train.parallel.modes import Automatic, FullyShard, HybridShard, ParallelSlot, Replicate, Spread, parallel
-from slm.train.parallel.world import World, join_world, pick_device
+from slm.train.parallel.modes import (
+    Automatic,
+    FullyShard,
+    HybridShard,
+    ParallelPart,
+    ParallelSlot,
+    Replicate,
+    Spread,
+    parallel,
+)
 
 __all__ = [
     "Automatic",
     "FullyShard",
     "HybridShard",
+    "ParallelPart",
     "ParallelSlot",
     "Replicate",
     "Spread",
-    "World",
-    "join_world",
     "parallel",
-    "pick_device",
 ]

@@ -18,7 +18,7 @@ from slm.run import Run
 from slm.train.course import Course
 from slm.train.optim import optim
 from slm.train.optim.steps import evaluation_weights, training_weights
-from slm.train.parallel import World
+from slm.train.parallel.world import World
 from slm.train.state import TrainState, build, resume, save
 
 ALONE = World(0, 1, torch.device("cpu"))

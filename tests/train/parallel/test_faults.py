@@ -18,14 +18,31 @@ from slm.config.yaml import dump_yaml
 from slm.run import Run
 from slm.train.metrics import read_metrics
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "slm", "train"]
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+    "-m",
+    "slm",
+    "train",
+]
 FINISH = ["finish.samples=0", "finish.export=[]", "finish.report=false"]
 
 
 @pytest.fixture
 def recipe() -> str:
     """A sharded run that saves often, as a file."""
-    run = Run(**tiny_config(train__budget={"steps": 120}, log__checkpoint_every="7 steps", log__eval_every="60 steps", impl__parallel="fsdp"))
+    run = Run(
+        **tiny_config(
+            train__budget={"steps": 120},
+            log__checkpoint_every="7 steps",
+            log__eval_every="60 steps",
+            impl__parallel="fsdp",
+        )
+    )
     Path("recipe.yaml").write_text(dump_yaml(run.model_dump(mode="json")))
     return "recipe.yaml"
 
@@ -79,7 +96,10 @@ def test_a_killed_rank_ends_the_other_and_nothing_is_lost(recipe: str) -> None:
     assert "Resumed from step" in out
     a, b = weights("whole"), weights("hurt")
     assert all(torch.equal(a[n], b[n]) for n in a)
-    losses = [[(r["kind"], r["step"], r.get("loss")) for r in read_metrics(Path(d) / "metrics.jsonl")] for d in ("whole", "hurt")]
+    losses = [
+        [(r["kind"], r["step"], r.get("loss")) for r in read_metrics(Path(d) / "metrics.jsonl")]
+        for d in ("whole", "hurt")
+    ]
     assert losses[0] == losses[1]
 
 

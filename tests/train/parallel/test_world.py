@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from slm.config.errors import ConfigError
-from slm.train.parallel import pick_device
+from slm.train.parallel.world import pick_device
 
 
 def test_auto_finds_something_and_a_misspelt_device_is_named() -> None:

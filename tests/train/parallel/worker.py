@@ -14,7 +14,7 @@ import torch
 from slm.data.prepare import prepare
 from slm.run import Run
 from slm.train.loop import Session, train
-from slm.train.parallel import World, join_world
+from slm.train.parallel.world import World, join_world
 
 
 class Stop(Exception):
