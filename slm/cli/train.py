@@ -49,10 +49,10 @@ def train(
         if len(combinations) > 1:
             swept = ",".join(o for o, g in zip(combination, given, strict=True) if o != g).replace("/", ".")
             run = run.with_(name=f"{run.name}/{swept}", notes=run.notes)
-        if branch_from is not None or run.log.branch_from is not None:
+        if (trunk := branch_from or run.log.branch_from) is not None:
             from slm.train.branching import branch
 
-            run = branch(run, branch_from or run.log.branch_from)
+            run = branch(run, trunk)
         if profile:
             run = run.with_(log=run.log.with_(profile=profile))
         summaries.append(_launch(run, one.notes, json))

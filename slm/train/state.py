@@ -120,7 +120,7 @@ def named_parameters(model: Decoder) -> list[NamedParameter]:
 
 def tensors_of(state: TrainState) -> dict[str, dict[str, Tensor]]:
     """All tensors of a checkpoint, by group and name. Writing into them is how a checkpoint is read back."""
-    names = {p: name for name, p in state.model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in state.model.named_parameters()}
     optimizer = {
         f"{names[p]}/{key}": value
         for optimizer in state.optimizers

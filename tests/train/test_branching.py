@@ -60,9 +60,10 @@ def test_a_branch_goes_on_by_the_same_command_or_by_its_config(tiny, trunk, monk
             raise RuntimeError("killed")
         real(self)
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+    with monkeypatch.context() as patch:
         patch.setattr(Session, "train_step", dies)
-        go(run)
+        with pytest.raises(RuntimeError, match="killed"):
+            go(run)
     again = branch(tiny(**trunk), AT)
     assert again.identity == run.identity
     assert branch(Run(**run.model_dump(mode="json")), AT) == run

@@ -153,6 +153,6 @@ def test_norms_and_activations_are_those_of_the_tensors(tiny) -> None:
 
 def test_a_profile_is_a_trace_of_some_steps(tiny) -> None:
     go(tiny(log__profile=2))
-    trace = json.loads(gzip.open("runs/tiny/profile/rank0.json.gz").read())
+    trace = json.loads(gzip.decompress(Path("runs/tiny/profile/rank0.json.gz").read_bytes()))
     assert any("aten::mm" in e.get("name", "") for e in trace["traceEvents"])
     assert "aten::" in Path("runs/tiny/profile/rank0.txt").read_text()
