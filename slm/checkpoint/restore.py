@@ -4,31 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 
-from slm.checkpoint.files import load, resolve
+from slm.checkpoint.layout import resolve
+from slm.checkpoint.reading import load
 from slm.config.base import explain
 from slm.config.errors import ConfigError, RunError
-from slm.model.config import Model
-from slm.model.decoder import Decoder
+
+if TYPE_CHECKING:
+    import torch
+
+    from slm.model.decoder import Decoder
 
 
 @dataclass(frozen=True)
 class Restored:
     """A model out of a checkpoint. ``config``: the resolved experiment as plain data; ``tokenizer``: tokenizer.json."""
 
-    model: Decoder
+    model: "Decoder"
     config: dict[str, Any]
     tokenizer: bytes
     state: dict[str, Any]
     path: Path
 
 
-def restore(path: Path | str, *, device: torch.device | str = "cpu") -> Restored:
+def restore(path: Path | str, *, device: "torch.device | str" = "cpu") -> Restored:
     """Read a run directory's newest checkpoint, or the step directory itself, into an evaluation-mode model.
+
+    The optimiser's state isn't read, and not verified.
 
     Raises:
         RunError: no checkpoint there, or a damaged one.
@@ -36,7 +41,10 @@ def restore(path: Path | str, *, device: torch.device | str = "cpu") -> Restored
     """
     import pydantic
 
-    checkpoint = load(resolve(path))
+    from slm.model.config import Model
+    from slm.model.decoder import Decoder
+
+    checkpoint = load(resolve(path), groups=("model",))
     config = yaml.safe_load(checkpoint.config)
     try:
         model = Decoder(Model(**config["model"]))
@@ -50,8 +58,10 @@ def restore(path: Path | str, *, device: torch.device | str = "cpu") -> Restored
     return Restored(model.to(device).eval(), config, checkpoint.tokenizer, checkpoint.state, checkpoint.path)
 
 
-def load_weights(model: Decoder, weights: dict[str, torch.Tensor], where: Path) -> None:
+def load_weights(model: "Decoder", weights: "dict[str, torch.Tensor]", where: Path) -> None:
     """Copy weights in by name. Raises `RunError` if a name or a shape differs."""
+    import torch
+
     expected = dict(model.named_parameters())
     odd = sorted(expected.keys() ^ weights.keys()) or sorted(
         n for n in expected if expected[n].shape != weights[n].shape
