@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 import pydantic
 
+from slm.checkpoint.config import Retention
 from slm.config.base import Config
 from slm.config.durations import Duration
 from slm.train.budget import Budget
@@ -78,6 +79,10 @@ class Log(Config):
     """Held-out rows of an evaluation in the loop. The final one takes every held-out document."""
     checkpoint_every: Duration | None = Duration.parse("10%")
     """Between checkpoints (a last one is always written); None: only the last."""
-    keep: int = pydantic.Field(2, gt=0)
-    """Newest checkpoints to keep."""
+    checkpoint_async: bool = True
+    """Write checkpoints in the background, from a copy in host memory; False: training waits, and no memory is needed for it."""
+    keep: Retention = Retention()
+    """Which checkpoints stay. A number is how many of the newest."""
+    resume: Literal["latest", "latest-valid"] = "latest"
+    """latest-valid: if the newest checkpoint is damaged, go on from the newest that is whole, and lose the steps between."""
     wandb: Wandb = Wandb()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from slm.checkpoint import Saver
 from slm.config.durations import Duration
 from slm.config.errors import RunError
 from slm.cost.device import peak_flops
@@ -124,9 +125,14 @@ class Session:
     def start(self) -> None:
         """Resume, open the records, wrap the model."""
         state, run = self.state, self.run
-        resumed = resume(state, self.run_dir, self.world)
+        consent = run.log.resume == "latest-valid"
+        resumed = resume(state, self.run_dir, self.world, consent=consent, say=self.progress.say)
         training_weights(state.optimizers)
         self.saved_at = state.step if resumed else -1
+        self.saver = Saver(
+            self.run_dir, run.log.keep, self.world, every_steps=self._steps(run.log.keep.every), spare=resumed,
+            asynchronous=run.log.checkpoint_async,
+        )  # fmt: skip
         self.log = MetricsLog(self.run_dir / "metrics.jsonl", state.step) if self.world.main else None
         wandb = run.log.wandb if self.world.main else type(run.log.wandb)()
         self.mirror = Mirror(wandb, self.run_dir, run.name, run.identity, run.experiment(), self.progress.say)
@@ -192,6 +198,7 @@ class Session:
 
     def write_down(self) -> None:
         """Whatever is due after this step: a record, an evaluation, a checkpoint."""
+        self.saver.check()  # a save in the background that failed ends the run here, not at the next save
         step, last = self.state.step, self.state.step == self.total
         if step % self.run.log.every == 0 or last:
             self._record()
@@ -201,20 +208,20 @@ class Session:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint, unless this step has one."""
+        """Begin to write a checkpoint, unless this step has one."""
         self._tick()
         if self.saved_at != self.state.step:
             if self.log:
                 self.log.flush()
             with evaluation_weights(self.state.optimizers):
-                save(self.state, self.run, self.corpus, self.run_dir, self.world)
+                save(self.state, self.run, self.corpus, self.saver, self.world)
             self.saved_at = self.state.step
-            self.world.barrier()
 
     def finish(self) -> TrainResult:
         """Save the last state and say how it went."""
         state = self.state
         self.save()
+        self.saver.wait()
         final_weights(state.optimizers)
         interrupted = state.step < self.total
         if interrupted:
@@ -230,6 +237,8 @@ class Session:
         """Release what the session holds, however it ends."""
         self.progress.close()
         self.state.loader.close()
+        if getattr(self, "saver", None):
+            self.saver.close()
         if getattr(self, "mirror", None):
             self.mirror.close()
         if getattr(self, "log", None):
@@ -289,6 +298,7 @@ class Session:
         self.state.model.train()
         nats, size = map(sum, zip(*sums.values(), strict=True))
         record = {"kind": "eval", "step": self.state.step, "heldout_bpb": bits_per_byte(nats, size)}
+        self.state.heldout = (self.state.step, record["heldout_bpb"])
         if len(sums) > 1:
             record["heldout_bpb_by_source"] = {name: bits_per_byte(*own) for name, own in sums.items()}
         self._publish(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from slm import checkpoint
-from slm.checkpoint.restore import load_weights
+from slm.config.errors import RunError
 from slm.config.yaml import dump_yaml
 from slm.data.corpus import Corpus
 from slm.data.loader import Loader
@@ -18,6 +19,7 @@ from slm.model.classes import classify
 from slm.model.decoder import Decoder
 from slm.model.init import describe_tensor
 from slm.train.optim import NamedParameter
+from slm.train.optim.steps import init_state
 from slm.train.parallel import World
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ class TrainState:
     step: int = 0
     seconds: float = 0.0
     """Time spent in steps, over all sessions."""
+    heldout: tuple[int, float] | None = None
+    """(step, bits per byte) of the last evaluation."""
 
 
 def build(run: "Run", corpus: Corpus, loader: Loader, world: World) -> TrainState:
@@ -68,45 +72,87 @@ def named_parameters(model: Decoder) -> list[NamedParameter]:
     return found
 
 
-def save(state: TrainState, run: "Run", corpus: Corpus, run_dir: Path, world: World) -> None:
-    """Write a checkpoint of the state, on the main process."""
-    sums = world.sum(state.sums.clone())
-    if world.main:
-        counters: dict[str, Any] = {
-            "step": state.step,
-            "tokens": state.step * run.train.batch_tokens,
-            "loader": state.loader.state(),
-            "sums": sums.tolist(),
-            "skipped": int(state.skipped),
-            "seconds": state.seconds,
-            "identity": run.identity,
-        }
-        checkpoint.save(
-            run_dir,
-            state.step,
-            model=dict(state.model.named_parameters()),
-            optimizer=_optimizer_tensors(state),
-            state=counters,
-            config=dump_yaml(run.model_dump(mode="json"), run.notes),
-            tokenizer=corpus.tokenizer_bytes,
-            keep=run.log.keep,
-        )
+def save(state: TrainState, run: "Run", corpus: Corpus, saver: checkpoint.Saver, world: World) -> None:
+    """Begin to write a checkpoint of the state; every process calls it."""
+    counters: dict[str, Any] = {
+        "step": state.step,
+        "tokens": state.step * run.train.batch_tokens,
+        "loader": state.loader.state(),
+        "sums": world.sum(state.sums.clone()).tolist(),
+        "skipped": int(state.skipped),
+        "seconds": state.seconds,
+        "identity": run.identity,
+    }
+    if state.heldout is not None and state.heldout[0] == state.step:
+        counters["heldout_bpb"] = state.heldout[1]
+    tensors = {"model": dict(state.model.named_parameters()), "optimizer": _optimizer_tensors(state)}
+    saver.save(
+        state.step, tensors, counters, dump_yaml(run.model_dump(mode="json"), run.notes), corpus.tokenizer_bytes
+    )
 
 
-def resume(state: TrainState, run_dir: Path, world: World) -> bool:
-    """Load the newest checkpoint into the state. Returns whether there was one."""
-    found = checkpoint.latest(run_dir)
+def resume(
+    state: TrainState,
+    run_dir: Path,
+    world: World,
+    *,
+    consent: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Path | None:
+    """Load the newest checkpoint into the state and return it; None if there is none.
+
+    Every process calls it and reads its own parts. ``consent``: an older one may be used if the newest is damaged; that is said.
+    """
+    found = _newest(run_dir, world, consent, say)
     if found is None:
-        return False
-    saved = checkpoint.load(found)
-    load_weights(state.model, saved.model, found)
-    _restore_optimizers(state, saved.optimizer)
-    state.loader.restore(saved.state["loader"])
-    state.step, state.seconds = saved.state["step"], saved.state["seconds"]
-    state.skipped.fill_(saved.state["skipped"])
+        return None
+    checkpoint.read_into(found, "model", dict(state.model.named_parameters()))
+    checkpoint.read_into(found, "optimizer", _places_for(state, checkpoint.specs(found, "optimizer"), found))
+    saved = checkpoint.read_state(found)
+    state.loader.restore(saved["loader"])
+    state.step, state.seconds = saved["step"], saved["seconds"]
+    state.skipped.fill_(saved["skipped"])
     if world.main:  # sums are of all processes; one of them carries on with them
-        state.sums.copy_(torch.tensor(saved.state["sums"], dtype=state.sums.dtype))
-    return True
+        state.sums.copy_(torch.tensor(saved["sums"], dtype=state.sums.dtype))
+    return found
+
+
+def _newest(run_dir: Path, world: World, consent: bool, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint to go on from, chosen and verified by the main process; if it finds none whole, all leave."""
+    problem: RunError | None = None
+    if world.main:
+        try:
+            checkpoint.newest(run_dir, consent, say)
+        except RunError as error:
+            problem = error
+    if world.any(problem is not None):
+        raise problem or RunError(f"{run_dir}: its newest checkpoint is damaged; the main process says how.")
+    return checkpoint.latest(run_dir)
+
+
+def _places_for(state: TrainState, specs: dict[str, checkpoint.Spec], found: Path) -> dict[str, Tensor]:
+    """The optimiser state that a checkpoint's will be read into, made as before the first step.
+
+    A parameter without any state in the checkpoint had no step, and keeps its fresh one. What an optimiser keeps for a while only (a
+    second set of weights) is of the parameter's shape.
+
+    Raises:
+        RunError: the checkpoint is another optimiser's.
+    """
+    init_state(state.optimizers)
+    parameters = dict(state.model.named_parameters())
+    owner = {p: o for o in state.optimizers for g in o.param_groups for p in g["params"]}
+    for path, spec in specs.items():
+        name, _, key = path.rpartition("/")
+        p = parameters.get(name)
+        if p is not None and key not in owner[p].state[p] and spec.shape == tuple(p.shape):
+            owner[p].state[p][key] = torch.empty_like(p.detach(), dtype=spec.dtype)
+    mine = _optimizer_tensors(state)
+    stepped = {path.rpartition("/")[0] for path in specs}
+    odd = sorted(specs.keys() ^ {path for path in mine if path.rpartition("/")[0] in stepped})
+    if odd:
+        raise RunError(f"{found}: its optimiser state isn't that of this run's optimisers; first difference: {odd[0]!r}.")
+    return {path: mine[path] for path in specs}
 
 
 def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
@@ -118,12 +164,3 @@ def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
         for p, values in optimizer.state.items()
         for key, value in values.items()
     }
-
-
-def _restore_optimizers(state: TrainState, tensors: dict[str, Tensor]) -> None:
-    parameters = dict(state.model.named_parameters())
-    owner = {p: o for o in state.optimizers for g in o.param_groups for p in g["params"]}
-    for path, value in tensors.items():
-        name, _, key = path.rpartition("/")
-        p = parameters[name]
-        owner[p].state.setdefault(p, {})[key] = value.to(p.device)

@@ -29,6 +29,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 each_optimiser = pytest.mark.parametrize("name", list(optim.parts))
 
 
+def saver() -> checkpoint.Saver:
+    return checkpoint.Saver(Path("run"), asynchronous=False)
+
+
 def begin(tiny: Callable[..., Run], name: str) -> tuple[Run, Corpus, TrainState]:
     run = tiny(train__optim={"name": name, **SETTINGS.get(name, {})})
     store = prepare(run.data, run.tokenizer, run.impl.data_dir)
@@ -72,7 +76,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tiny: Callable[..., Run]
     go(whole, 8, bad_at=3)
     _, _, first = begin(tiny, name)
     go(first, stop, bad_at=3)
-    save(first, run, store, Path("run"), ALONE)
+    save(first, run, store, saver(), ALONE)
     _, _, second = begin(tiny, name)
     assert resume(second, Path("run"), ALONE)
     assert second.step == stop
@@ -87,7 +91,7 @@ def test_a_checkpoint_of_schedule_free_holds_the_averages_and_resumes_the_traini
     trained = [p.detach().clone() for p in whole.model.parameters()]
     with evaluation_weights(whole.optimizers):
         averages = {n: p.detach().clone() for n, p in whole.model.named_parameters()}
-        save(whole, run, store, Path("run"), ALONE)
+        save(whole, run, store, saver(), ALONE)
     saved = checkpoint.load(checkpoint.latest(Path("run")))  # type: ignore[arg-type]
     assert all(torch.equal(saved.model[n], averages[n]) for n in averages)
     _, _, second = begin(tiny, "schedule_free")
