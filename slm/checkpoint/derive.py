@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from slm.checkpoint.layout import folder_of, is_checkpoint, resolve, run_dir_of, steps
 from slm.checkpoint.manifest import Manifest
 from slm.checkpoint.pieces import Region, bytes_of
 from slm.checkpoint.reading import Checkpoint, GroupReader, groups_of, load
@@ -68,6 +69,13 @@ def write_average(paths: Sequence[Path], out: Path, average: Average, shares: Se
     state: dict[str, Any] = {k: last.state[k] for k in ("step", "tokens", "identity") if k in last.state}
     state["average"] = {"of": [str(p) for p in paths], "shares": None if shares is None else list(shares)}
     return write_directory(out, state.get("step", 0), parts_of({"model": mean}), state, last.config, last.tokenizer)
+
+
+def expand(given: Sequence[str]) -> list[Path]:
+    """The checkpoints that a user means: step directories as they are, a single run as all of its checkpoints."""
+    if len(given) == 1 and not is_checkpoint(Path(given[0])):
+        return steps(folder_of(run_dir_of(given[0])))
+    return [resolve(one) for one in given]
 
 
 def _refuse_another_model(first: Checkpoint, other: Checkpoint) -> None:

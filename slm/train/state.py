@@ -86,9 +86,7 @@ def save(state: TrainState, run: "Run", corpus: Corpus, saver: checkpoint.Saver,
     if state.heldout is not None and state.heldout[0] == state.step:
         counters["heldout_bpb"] = state.heldout[1]
     tensors = {"model": dict(state.model.named_parameters()), "optimizer": _optimizer_tensors(state)}
-    saver.save(
-        state.step, tensors, counters, dump_yaml(run.model_dump(mode="json"), run.notes), corpus.tokenizer_bytes
-    )
+    saver.save(state.step, tensors, counters, dump_yaml(run.model_dump(mode="json"), run.notes), corpus.tokenizer_bytes)
 
 
 def resume(
@@ -151,7 +149,9 @@ def _places_for(state: TrainState, specs: dict[str, checkpoint.Spec], found: Pat
     stepped = {path.rpartition("/")[0] for path in specs}
     odd = sorted(specs.keys() ^ {path for path in mine if path.rpartition("/")[0] in stepped})
     if odd:
-        raise RunError(f"{found}: its optimiser state isn't that of this run's optimisers; first difference: {odd[0]!r}.")
+        raise RunError(
+            f"{found}: its optimiser state isn't that of this run's optimisers; first difference: {odd[0]!r}."
+        )
     return {path: mine[path] for path in specs}
 
 
