@@ -5,31 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 
-from slm.checkpoint.files import load, resolve
+from slm.checkpoint.layout import resolve
+from slm.checkpoint.reading import load, specs
 from slm.config.base import explain
 from slm.config.errors import ConfigError, RunError
-from slm.model.config import Model
-from slm.model.decoder import Decoder
+
+if TYPE_CHECKING:
+    import torch
+
+    from slm.model.decoder import Decoder
+
+
+AVERAGE = "ema"
+"""The group of averaged weights, ``<parameter>/ema``."""
 
 
 @dataclass(frozen=True)
 class Restored:
     """A model out of a checkpoint. ``config``: the resolved experiment as plain data; ``tokenizer``: tokenizer.json."""
 
-    model: Decoder
+    model: "Decoder"
     config: dict[str, Any]
     tokenizer: bytes
     state: dict[str, Any]
     path: Path
 
 
-def restore(path: Path | str, *, device: torch.device | str = "cpu") -> Restored:
-    """Read a run directory's newest checkpoint, or the step directory itself, into an evaluation-mode model.
+def restore(path: Path | str, *, device: "torch.device | str" = "cpu") -> Restored:
+    """Read a run directory's newest checkpoint, or the step directory itself, into an evaluation-mode model: averaged weights
+    (``train.ema``) where it has such.
+
+    The optimiser's state isn't read, and not verified.
 
     Raises:
         RunError: no checkpoint there, or a damaged one.
@@ -37,7 +47,12 @@ def restore(path: Path | str, *, device: torch.device | str = "cpu") -> Restored
     """
     import pydantic
 
-    checkpoint = load(resolve(path))
+    from slm.model.config import Model
+    from slm.model.decoder import Decoder
+
+    found = resolve(path)
+    averaged = specs(found, AVERAGE)
+    checkpoint = load(found, groups=(AVERAGE if averaged else "model",))
     config = yaml.safe_load(checkpoint.config)
     try:
         model = Decoder(Model(**config["model"]))
@@ -47,12 +62,19 @@ def restore(path: Path | str, *, device: torch.device | str = "cpu") -> Restored
         plugins = config.get("plugins")
         hint = f" The run used plugins {plugins}: pass --plugins to load them." if plugins else ""
         raise ConfigError(f"{checkpoint.path}: {error}{hint}") from None
-    load_weights(model, checkpoint.model, checkpoint.path)
+    weights = (
+        {n.removesuffix("/ema"): t for n, t in checkpoint.groups[AVERAGE].items() if n.endswith("/ema")}
+        if averaged
+        else checkpoint.model
+    )
+    load_weights(model, weights, checkpoint.path)
     return Restored(model.to(device).eval(), config, checkpoint.tokenizer, checkpoint.state, checkpoint.path)
 
 
-def load_weights(model: Decoder, weights: dict[str, torch.Tensor], where: Path) -> None:
+def load_weights(model: "Decoder", weights: "dict[str, torch.Tensor]", where: Path) -> None:
     """Copy weights in by name. Raises `RunError` if a name or a shape differs."""
+    import torch
+
     expected = dict(model.named_parameters())
     check_weights(expected, weights, where)
     with torch.no_grad():

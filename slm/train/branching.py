@@ -97,7 +97,7 @@ def branch_point(run: "Run") -> Path:
     return path
 
 
-def inherit_metrics(run: "Run", run_dir: Path, checkpoint: Path, step: int) -> None:
+def inherit_metrics(run_dir: Path, checkpoint: Path, step: int) -> None:
     """Begin a branch's records with the trunk's, up to where it left."""
     theirs, own = checkpoint.parent.parent / "metrics.jsonl", run_dir / "metrics.jsonl"
     if theirs.exists() and not own.exists():

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 import pydantic
 
+from slm.checkpoint.config import Retention
 from slm.config.base import Config
 from slm.config.durations import Duration
 from slm.train.averaging import Averaging
@@ -119,12 +120,16 @@ class Log(Config):
     """Held-out rows of an evaluation in the loop. The final one takes every held-out document."""
     checkpoint_every: Duration | None = Duration.parse("10%")
     """Between checkpoints (a last one is always written); None: only the last."""
-    keep: int = pydantic.Field(2, gt=0)
-    """Newest checkpoints to keep."""
     norms: bool = True
     """Norms of gradients and of weights by tensor class, with every record."""
     activations: bool = False
     """Root mean square and largest value of what every layer gives, with every record."""
     profile: int = pydantic.Field(0, ge=0)
     """Steps to profile, from the fourth on; the trace lies in ``profile/`` of the run directory."""
+    checkpoint_async: bool = True
+    """Write checkpoints in the background, from a copy in host memory; False: training waits, and no memory is needed for it."""
+    keep: Retention = Retention()
+    """Which checkpoints stay. A number is how many of the newest."""
+    resume: Literal["latest", "latest-valid"] = "latest"
+    """latest-valid: if the newest checkpoint is damaged, go on from the newest that is whole, and lose the steps between."""
     wandb: Wandb = Wandb()

@@ -32,7 +32,7 @@ from slm.train.profile import profiler
 from slm.train.progress import Silent, TrainProgress
 from slm.train.rundir import claimed, run_dir_of
 from slm.train.signals import StopRequest
-from slm.train.state import TrainState, build, resume, save
+from slm.train.state import TrainState, build, newest, resume, save
 from slm.train.step import Stepper
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Session:
     def start(self) -> None:
         """Resume, open the records."""
         state, run = self.state, self.run
-        found = checkpoint.latest(self.run_dir)
+        found = newest(self.run_dir, self.world, consent=run.log.resume == "latest-valid", say=self.progress.say)
         begun = found is not None
         if found is None and run.train.branch is not None:
             found = branch_point(run)
@@ -112,7 +112,13 @@ class Session:
             resume(state, found, self.world, rows_before=None if begun else self.course.batches.rows_before)
             self.saved_at = state.step if begun else -1
             if not begun and self.world.main:
-                inherit_metrics(run, self.run_dir, found, state.step)
+                checkpoint.pin(found, f"{self.run_dir} branches from it")
+                inherit_metrics(self.run_dir, found, state.step)
+        keep, spare = run.log.keep, found if begun else None
+        self.saver = checkpoint.Saver(
+            self.run_dir, keep, self.world, every_steps=self.course.steps(keep.every), spare=spare,
+            asynchronous=run.log.checkpoint_async,
+        )  # fmt: skip
         self.log = MetricsLog(self.run_dir / "metrics.jsonl", state.step) if self.world.main else None
         wandb = run.log.wandb if self.world.main else type(run.log.wandb)()
         self.mirror = Mirror(wandb, self.run_dir, run.name, run.identity, run.experiment(), self.progress.say)
@@ -160,6 +166,7 @@ class Session:
 
     def write_down(self) -> None:
         """Whatever is due after this step: a record, an evaluation, a checkpoint."""
+        self.saver.check()  # a save in the background that failed ends the run here, not at the next save
         step, last = self.state.step, self.state.step == self.course.end
         if self._recorded(step):
             self._record()
@@ -169,19 +176,20 @@ class Session:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint, unless this step has one."""
+        """Begin to write a checkpoint, unless this step has one."""
         self.meter.tick()
         if self.saved_at != self.state.step:
             if self.log:
                 self.log.flush()
-            save(self.state, self.run, self.corpus, self.run_dir, self.world)
+            tokens = self.course.tokens(self.state.step)
+            save(self.state, self.run, self.corpus, self.saver, tokens, self.world)
             self.saved_at = self.state.step
-            self.world.barrier()
 
     def finish(self) -> TrainResult:
         """Save the last state and say how it went."""
         state, course = self.state, self.course
         self.save()
+        self.saver.wait()
         interrupted = state.step < course.end
         if interrupted:
             why = (
@@ -209,7 +217,7 @@ class Session:
         """Release what the session holds, however it ends."""
         self.progress.close()
         self.state.loader.close()
-        for held in ("profiler", "mirror", "log"):
+        for held in ("saver", "profiler", "mirror", "log"):
             if getattr(self, held, None):
                 getattr(self, held).close()
 
@@ -229,7 +237,9 @@ class Session:
 
     def _evaluate(self) -> None:
         self.meter.tick()
-        self._publish(self.heldout.evaluate())
+        record = self.heldout.evaluate()
+        self.state.heldout = (record["step"], record["heldout_bpb"])
+        self._publish(record)
         self.meter.skip()  # evaluation is no training time
 
     def _publish(self, record: dict[str, Any]) -> None:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from slm import checkpoint
-from slm.checkpoint.restore import check_weights
 from slm.config.errors import RunError
 from slm.config.yaml import dump_yaml
 from slm.data.corpus import Corpus
@@ -25,7 +24,7 @@ from slm.train.course import Course
 from slm.train.losses import LossModule
 from slm.train.optim import NamedParameter
 from slm.train.optim.steps import evaluation_weights, final_weights, init_state
-from slm.train.optim.steps.shards import local, whole
+from slm.train.optim.steps.shards import whole
 from slm.train.parallel import Spread
 from slm.train.parallel.world import World
 from slm.train.spikes import SpikeGuard
@@ -50,6 +49,8 @@ class TrainState:
     sums: Tensor
     """Shape (len(SUMS),), of this process, since the last record."""
     ema: Ema | None = None
+    heldout: tuple[int, float] | None = None
+    """(step, bits per byte) of the last evaluation."""
     step: int = 0
     seconds: float = 0.0
     """Time spent in steps, over all sessions."""
@@ -137,9 +138,10 @@ def tensors_of(state: TrainState) -> dict[str, dict[str, Tensor]]:
     return groups
 
 
-def counters_of(state: TrainState, run: "Run", tokens: int, world: World) -> dict[str, Any]:
-    """The rest of a checkpoint: numbers. All processes call it."""
-    return {
+def save(state: TrainState, run: "Run", corpus: Corpus, saver: checkpoint.Saver, tokens: int, world: World) -> None:
+    """Begin to write a checkpoint of the state, after ``tokens``; every process calls it. What it calls the model's weights are those
+    to be used, but for averages, which have a group of their own."""
+    counters: dict[str, Any] = {
         "step": state.step,
         "tokens": tokens,
         "loader": state.loader.state(),
@@ -147,56 +149,74 @@ def counters_of(state: TrainState, run: "Run", tokens: int, world: World) -> dic
         "seconds": state.seconds,
         "identity": run.identity,
     }
-
-
-def save(state: TrainState, run: "Run", corpus: Corpus, run_dir: Path, world: World) -> None:
-    """Write a checkpoint of the state, on the main process. What it calls the model's weights are those to be used."""
-    counters = counters_of(state, run, state.loader.next_row * run.data.seq_len, world)
+    if state.heldout is not None and state.heldout[0] == state.step:
+        counters["heldout_bpb"] = state.heldout[1]
+    config = dump_yaml(run.model_dump(mode="json"), run.notes)
     with evaluation_weights(state.optimizers):
-        groups = {group: {n: whole(t) for n, t in tensors.items()} for group, tensors in tensors_of(state).items()}
-        if not world.main:
-            return
-        extra = {f"{group}:{n}": t for group in ("guard", "ema") for n, t in groups.get(group, {}).items()}
-        checkpoint.save(
-            run_dir,
-            state.step,
-            model=groups["model"],
-            optimizer=groups["optimizer"] | extra,
-            state=counters,
-            config=dump_yaml(run.model_dump(mode="json"), run.notes),
-            tokenizer=corpus.tokenizer_bytes,
-            keep=run.log.keep,
-        )
+        saver.save(state.step, tensors_of(state), counters, config, corpus.tokenizer_bytes)
+
+
+def newest(run_dir: Path, world: World, *, consent: bool, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint to go on from, chosen and verified by the main process; if it finds none whole, all leave.
+
+    ``consent``: an older one may be used if the newest is damaged; that is said.
+    """
+    problem: RunError | None = None
+    if world.main:
+        try:
+            checkpoint.newest(run_dir, consent, say)
+        except RunError as error:
+            problem = error
+    if world.any(problem is not None):
+        raise problem or RunError(f"{run_dir}: its newest checkpoint is damaged; the main process says how.")
+    return checkpoint.latest(run_dir)
 
 
 def resume(state: TrainState, found: Path, world: World, *, rows_before: Callable[[int], int] | None = None) -> None:
-    """Load a checkpoint into the state. ``rows_before``: a branch may go on with other data, at the row that this gives for its step."""
-    saved = checkpoint.load(found)
+    """Load a checkpoint into the state: every process reads its own parts. ``rows_before``: a branch may go on with other data, at the
+    row that this gives for its step.
+
+    Raises:
+        RunError: the checkpoint is damaged, or another model's or optimiser's.
+    """
     init_state(state.optimizers)
     with evaluation_weights(state.optimizers):  # as it was saved; afterwards the weights that are trained are there
         for group, tensors in tensors_of(state).items():
-            if group == "model":
-                check_weights(tensors, saved.model, found)
-            prefix = "" if group in ("model", "optimizer") else f"{group}:"
-            source = saved.model if group == "model" else saved.optimizer
-            for name, t in tensors.items():
-                if prefix + name not in source:
-                    raise RunError(f"{found}: no {name!r} in {group}.")
-                fill(t, source[prefix + name])
-    state.step, state.seconds = saved.state["step"], saved.state["seconds"]
-    place = saved.state["loader"]
+            specs = checkpoint.specs(found, group)
+            checkpoint.read_into(found, group, READ.get(group, _all)(tensors, specs, found, group))
+    saved = checkpoint.read_state(found)
+    state.step, state.seconds, place = saved["step"], saved["seconds"], saved["loader"]
     if rows_before is not None and place["plan"] != state.loader.plan.hash:
         place = place | {"next_row": rows_before(state.step)}
     state.loader.restore(place, allow_data_change=rows_before is not None)
     if world.main:  # sums are of all processes; one of them carries on with them
-        state.sums.copy_(torch.tensor(saved.state["sums"], dtype=state.sums.dtype))
+        state.sums.copy_(torch.tensor(saved["sums"], dtype=state.sums.dtype))
 
 
-def fill(t: Tensor, value: Tensor) -> None:
-    """Copy a whole tensor's values into a tensor, or into this process's part of it."""
-    with torch.no_grad():
-        if hasattr(t, "to_local"):
-            from torch.distributed.tensor import distribute_tensor
+Tensors = dict[str, Tensor]
+Specs = dict[str, checkpoint.Spec]
 
-            value = distribute_tensor(value.to(t.device), t.device_mesh, t.placements, src_data_rank=None).to_local()  # type: ignore[attr-defined]
-        local(t).copy_(value)
+
+def _all(tensors: Tensors, specs: Specs, found: Path, group: str) -> Tensors:
+    """All of a group, which has to be there."""
+    if odd := sorted(specs.keys() ^ tensors.keys()):
+        raise RunError(
+            f"{found}: what it has under {group!r} isn't what this run needs; first difference: {odd[0]!r}. It was written by a run with "
+            f"other settings (train.optim, train.ema, ...): start another run, or leave them as they were."
+        )
+    return tensors
+
+
+def _stepped(tensors: Tensors, specs: Specs, found: Path, group: str) -> Tensors:
+    """Optimiser state: a parameter without any in the checkpoint had no step, and keeps its fresh one."""
+    stepped = {path.rpartition("/")[0] for path in specs}
+    return _all({path: t for path, t in tensors.items() if path.rpartition("/")[0] in stepped}, specs, found, group)
+
+
+def _fitting(tensors: Tensors, specs: Specs, found: Path, group: str) -> Tensors:
+    """What has the same shape: with another window, the guard starts to look again."""
+    return {name: t for name, t in tensors.items() if name in specs and specs[name].shape == tuple(t.shape)}
+
+
+READ = {"optimizer": _stepped, "guard": _fitting}
+"""What of a group is read, where it isn't all."""

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from slm import checkpoint
-from slm.checkpoint import files
+from slm.checkpoint.manifest import BLOCK
 from slm.config.errors import RunError
 
 
@@ -46,8 +47,8 @@ def test_a_flipped_bit_names_file_and_offset_and_what_to_do(tmp_path: Path, name
         checkpoint.load(path)
     text = str(caught.value)
     assert name in text
-    assert f"between byte {at // files.BLOCK * files.BLOCK} and {len(raw)}" in text
-    assert "step-00000001" in text
+    assert f"between byte {at // BLOCK * BLOCK} and {len(raw)}" in text
+    assert "log.resume=latest-valid" in text
 
 
 def test_truncated_and_missing_files(tmp_path: Path) -> None:
@@ -61,11 +62,11 @@ def test_truncated_and_missing_files(tmp_path: Path) -> None:
         checkpoint.verify(path)
 
 
-@pytest.mark.parametrize("fails_at", range(1, 8))
+@pytest.mark.parametrize("fails_at", range(1, 9))
 def test_a_full_disk_leaves_the_previous_checkpoint_valid(tmp_path: Path, monkeypatch, fails_at: int) -> None:
     before = write(tmp_path, 1)
     calls = 0
-    real = files.os.fsync
+    real = os.fsync
 
     def full(fd: int) -> None:
         nonlocal calls
@@ -74,7 +75,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_valid(tmp_path: Path, monkey
             raise OSError(errno.ENOSPC, "No space left on device")
         real(fd)
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunError, match="No space left on device"):
         write(tmp_path, 2)
     monkeypatch.undo()

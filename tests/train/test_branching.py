@@ -76,7 +76,7 @@ def test_a_share_is_one_of_the_branch_and_a_ramp_counts_in_tokens(tiny, trunk) -
     ramp = {"start": 64, "over": "1000 tokens"}
     settings = trunk | {"train__batch_ramp": ramp, "name": "ramp", "train__budget": {"tokens": 4096}}
     go(tiny(**settings))
-    steps = [checkpoint.files.describe(p)[1] for p in sorted(Path("runs/ramp/checkpoints").glob("step-*"))]
+    steps = [checkpoint.describe(p)[1] for p in sorted(Path("runs/ramp/checkpoints").glob("step-*"))]
     there = next(s for s in steps if s["tokens"] >= 1500)
     result = go(branch(tiny(**settings), f"runs/ramp/checkpoints/step-{there['step']:08d}"))
     assert result.tokens == pytest.approx(there["tokens"] + 4 * 256, abs=256)

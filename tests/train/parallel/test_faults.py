@@ -111,6 +111,6 @@ def test_a_group_that_is_asked_to_stop_saves_at_the_step_boundary(recipe: str) -
     os.killpg(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=90)
     assert process.returncode != 0
-    saved = checkpoint.files.describe(checkpoint.latest(Path("run")))[1]["step"]  # type: ignore[arg-type]
+    saved = checkpoint.describe(checkpoint.latest(Path("run")))[1]["step"]  # type: ignore[arg-type]
     assert f"Stopped at step {saved} of 120; everything is saved in run. The same command goes on from here." in out
     assert read_metrics(Path("run/metrics.jsonl"))[-1]["step"] == saved
