@@ -102,7 +102,8 @@ class Decoder(nn.Module):
         x_BTD = self._embed(tokens_BT, positions_BT, past + length)
         sequence.x0_BTD = x_BTD
         for place in self.config.contexts:
-            x_BTD = self.blocks[place.block](x_BTD, sequence, place.layer)
+            x_BTD, handed = self.blocks[place.block](x_BTD, sequence.at(place.layer))
+            sequence.take(handed)
         if cache is not None:
             cache.advance(length)
         return self.norm(x_BTD), sequence

@@ -18,7 +18,7 @@ from slm.model.ffn.activations import ACTIVATIONS
 from slm.model.ffn.base import FeedForwardPart, ffn
 from slm.model.ffn.dense import ActivationName
 from slm.model.parts import BuildContext, refuse
-from slm.model.sequence import Sequence
+from slm.model.sequence import Here
 
 
 class MixtureModule(nn.Module):
@@ -34,7 +34,7 @@ class MixtureModule(nn.Module):
         self.gate, self.up = nn.Parameter(torch.empty(E, hidden, dim)), nn.Parameter(torch.empty(E, hidden, dim))
         self.down = nn.Parameter(torch.empty(E, dim, hidden))
 
-    def forward(self, x_BTD: Tensor, sequence: Sequence, layer: int) -> Tensor:
+    def forward(self, x_BTD: Tensor, here: Here) -> Tensor:
         x_ND = x_BTD.flatten(0, 1)
         share_NE = self.router(x_ND).float().softmax(-1)
         weight_NK, expert_NK = share_NE.topk(self.part.top_k, dim=-1)
@@ -45,7 +45,7 @@ class MixtureModule(nn.Module):
                 0, expert_NK.flatten(), torch.ones_like(weight_NK.flatten())
             )
             fraction_E = used_E / expert_NK.numel()
-            sequence.penalties.append(self.part.balance * self.part.experts * (fraction_E * share_NE.mean(0)).sum())
+            here.penalties.append(self.part.balance * self.part.experts * (fraction_E * share_NE.mean(0)).sum())
         order = expert_NK.flatten().argsort(stable=True)
         token = order // self.part.top_k
         counts = expert_NK.flatten().bincount(minlength=self.part.experts).tolist()
