@@ -77,7 +77,7 @@ class Mask:
         allowed = self.allowed(keys, window)
         bias = None if allowed is None else torch.zeros(allowed.shape, dtype=like.dtype, device=self.device)
         if bias is not None and allowed is not None:
-            bias = bias.masked_fill_(~allowed, float("-inf"))
+            bias = bias.masked_fill(~allowed, float("-inf"))
         if slopes_H is not None:
             fall_HTS = -slopes_H[:, None, None] * self.distance(keys).clamp(min=0).to(like.dtype)
             bias = fall_HTS[None] if bias is None else bias + fall_HTS

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import pydantic
 
 from slm.config.base import Config
 from slm.config.durations import Duration
+from slm.config.errors import ConfigError
 from slm.train.budget import Budget
 from slm.train.optim import AdamW, OptimSlot
+from slm.train.recompute import NoRecompute, RecomputeSlot
 from slm.train.schedule import ScheduleSlot, WarmupStableDecay
 
 
@@ -47,7 +49,11 @@ class Impl(Config):
     """CPU threads per process; None leaves torch's choice."""
     micro_batch: int | None = pydantic.Field(None, gt=0)
     """Rows per forward pass and process; None takes the whole share of the global batch."""
-    compile: bool = False
+    compile: Literal["none", "blocks", "whole"] = "none"
+    """blocks: each block becomes fused code, compiled once for all that are alike; whole: the forward pass and the loss as one
+    graph, which may be faster and takes longer to compile. true is blocks, false is none."""
+    recompute: RecomputeSlot = NoRecompute()
+    """What the backward pass computes again instead of keeping it."""
     attention: Literal["auto", "sdpa", "matmul"] = "auto"
     data_dir: str = "data"
     """Where token stores are kept."""
@@ -55,6 +61,20 @@ class Impl(Config):
     """Processes that tokenise; None takes one per core, or a single one for little text."""
     tokenizer_backend: Literal["auto", "hf", "tiktoken", "gigatoken", "sentencepiece"] = "auto"
     """The library that encodes; each is checked against the tokenizer's own on the first documents of every file."""
+
+    @pydantic.field_validator("compile", mode="before")
+    @classmethod
+    def _yes_is_blocks(cls, value: Any) -> Any:
+        return {True: "blocks", False: "none"}[value] if isinstance(value, bool) else value
+
+    @pydantic.model_validator(mode="after")
+    def _recompute_fits(self) -> Self:
+        if self.recompute.needs_compile and self.compile == "none":
+            raise ConfigError(
+                f"impl.recompute={self.recompute.part_name} is done by the compiler, and impl.compile is none. "
+                "Set impl.compile=blocks, or choose impl.recompute=ops or full."
+            )
+        return self
 
 
 class Wandb(Config):

@@ -27,6 +27,7 @@ from slm.data.plan.of_corpus import plan_of
 from slm.eval.rows import bits_per_byte, row_sums
 from slm.model.decoder import Decoder
 from slm.model.precision import autocast
+from slm.train import compiling
 from slm.train.metrics import MetricsLog
 from slm.train.mirror import Mirror
 from slm.train.optim import set_rate
@@ -130,10 +131,8 @@ class Session:
         self.log = MetricsLog(self.run_dir / "metrics.jsonl", state.step) if self.world.main else None
         wandb = run.log.wandb if self.world.main else type(run.log.wandb)()
         self.mirror = Mirror(wandb, self.run_dir, run.name, run.identity, run.experiment(), self.progress.say)
-        module: nn.Module = LossModule(state.model)
-        if run.impl.compile:
-            module = torch.compile(module)  # type: ignore[assignment]
-        self.module = self.world.wrap(module)
+        run.impl.recompute.apply(state.model)
+        self.module = self.world.wrap(compiling.apply(LossModule(state.model), state.model, run.impl.compile))
         self.progress.start(f"Training {run.name}", state.step, self.total)
         if resumed:
             self.progress.say(f"Resumed from step {state.step:,} of {self.total:,} in {self.run_dir}")
