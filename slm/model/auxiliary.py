@@ -63,7 +63,9 @@ class Depth(nn.Module):
 
     def forward(self, state_BTD: Tensor, token_BTD: Tensor, sequence: Sequence, layer: int) -> Tensor:
         both = torch.cat((self.state_norm(state_BTD), self.token_norm(token_BTD)), -1)
-        return self.norm(self.block(self.join(both), sequence, layer))  # type: ignore[no-any-return]
+        out_BTD, handed = self.block(self.join(both), sequence.at(layer))
+        sequence.take(handed)
+        return self.norm(out_BTD)  # type: ignore[no-any-return]
 
 
 class MultiToken(nn.ModuleList):

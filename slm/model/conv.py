@@ -16,7 +16,7 @@ from slm.config.registry import Registry
 from slm.cost.cost import Cost
 from slm.model.cache import State
 from slm.model.parts import BuildContext, ModelPart, refuse
-from slm.model.sequence import Sequence
+from slm.model.sequence import Here
 
 
 class ShortConv(nn.Module):
@@ -30,20 +30,20 @@ class ShortConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, kernel))
         self.bias = nn.Parameter(torch.empty(width)) if bias else None
 
-    def forward(self, x_BTC: Tensor, sequence: Sequence, layer: int) -> Tensor:
+    def forward(self, x_BTC: Tensor, here: Here) -> Tensor:
         T, reach = x_BTC.shape[1], self.kernel - 1
         before = x_BTC.new_zeros(x_BTC.shape[0], reach, x_BTC.shape[2])
-        if sequence.cache is not None:
-            before = sequence.cache.layers[layer].states[self.name].to(x_BTC.dtype)
+        if here.memory is not None:
+            before = here.memory.states[self.name].to(x_BTC.dtype)
         wide_BTC = torch.cat((before, x_BTC), 1)
-        if sequence.cache is not None:
-            sequence.cache.layers[layer].states[self.name].copy_(wide_BTC[:, wide_BTC.shape[1] - reach :])
+        if here.memory is not None:
+            here.memory.states[self.name].copy_(wide_BTC[:, wide_BTC.shape[1] - reach :])
         weight = self.weight.to(x_BTC.dtype)
         y_BTC = x_BTC * weight[:, reach]
         for j in range(1, self.kernel):
             tap = wide_BTC[:, reach - j : reach - j + T]
-            if sequence.mask.docs_BT is not None:
-                tap = tap * same_document(sequence.mask.docs_BT, j)[..., None].to(tap.dtype)
+            if here.mask.docs_BT is not None:
+                tap = tap * same_document(here.mask.docs_BT, j)[..., None].to(tap.dtype)
             y_BTC = y_BTC + tap * weight[:, reach - j]
         if self.bias is not None:
             y_BTC = y_BTC + self.bias.to(y_BTC.dtype)

@@ -23,11 +23,11 @@ from slm.config.registry import Registry
 from slm.cost.cost import Cost
 from slm.model.ffn.activations import ACTIVATIONS
 from slm.model.parts import BuildContext, ModelPart
-from slm.model.sequence import Sequence
+from slm.model.sequence import Handed, Here
 
 
 class ResidualPart(ModelPart):
-    """An arrangement of a block. Its module is called as ``block(x_BTD, sequence, layer) -> (B, T, D)``."""
+    """An arrangement of a block. Its module is called as ``block(x_BTD, here)``: see `BlockBase`."""
 
     before: ClassVar[bool] = False
     """A norm on what a branch reads."""
@@ -74,7 +74,11 @@ ResidualSlot = Annotated[ResidualPart, residual.field()]
 
 
 class BlockBase(nn.Module):
-    """What all arrangements have: the two branches, canon convolutions before them, learned mixing, the shortcut."""
+    """What all arrangements have: the two branches, canon convolutions before them, learned mixing, the shortcut.
+
+    A block is a function: ``block(x_BTD, here)`` returns the stream and what it hands on, and leaves ``here`` as it was. So
+    training may run it a second time (`impl.recompute`) or compile it once for all (`impl.compile`). A cache, in decoding, grows.
+    """
 
     param_classes = {"mix": "scalar"}
 
@@ -88,25 +92,33 @@ class BlockBase(nn.Module):
         self.mix = nn.Parameter(torch.empty(2)) if part.lambdas else None
         self.starts = {"mix": torch.tensor([1.0, 0.0])}
 
-    def mixed(self, x_BTD: Tensor, sequence: Sequence) -> Tensor:
+    def forward(self, x_BTD: Tensor, here: Here) -> tuple[Tensor, Handed]:
+        own = here.fresh()
+        return self.arrange(self.mixed(x_BTD, own), own), own.handed_on(here)
+
+    def arrange(self, x_BTD: Tensor, here: Here) -> Tensor:
+        """The stream behind both branches."""
+        raise NotImplementedError
+
+    def mixed(self, x_BTD: Tensor, here: Here) -> Tensor:
         """The stream with the embeddings mixed in again."""
-        if self.mix is None or sequence.x0_BTD is None:
+        if self.mix is None or here.x0_BTD is None:
             return x_BTD
         a, b = self.mix.to(x_BTD.dtype)
-        return a * x_BTD + b * sequence.x0_BTD
+        return a * x_BTD + b * here.x0_BTD.to(x_BTD.dtype)
 
-    def attend(self, y_BTD: Tensor, sequence: Sequence, layer: int) -> Tensor:
+    def attend(self, y_BTD: Tensor, here: Here) -> Tensor:
         """The attention branch."""
         if self.conv_a is not None:
-            y_BTD = self.conv_a(y_BTD, sequence, layer)
-        out_BTD = self.attention(y_BTD, sequence, layer)
+            y_BTD = self.conv_a(y_BTD, here)
+        out_BTD = self.attention(y_BTD, here)
         return out_BTD if self.shortcut is None else out_BTD + self.shortcut(y_BTD)
 
-    def feed(self, y_BTD: Tensor, sequence: Sequence, layer: int) -> Tensor:
+    def feed(self, y_BTD: Tensor, here: Here) -> Tensor:
         """The feed-forward branch."""
         if self.conv_c is not None:
-            y_BTD = self.conv_c(y_BTD, sequence, layer)
-        return self.ffn(y_BTD, sequence, layer)  # type: ignore[no-any-return]
+            y_BTD = self.conv_c(y_BTD, here)
+        return self.ffn(y_BTD, here)  # type: ignore[no-any-return]
 
     def add(self, x_BTD: Tensor, branch_BTD: Tensor) -> Tensor:
         """The stream with a branch added."""
@@ -136,11 +148,10 @@ class Block(BlockBase):
         made = nn.Identity if not part.around else ctx.norm
         self.attention_out_norm, self.ffn_out_norm = made(), made()
 
-    def forward(self, x_BTD: Tensor, sequence: Sequence, layer: int) -> Tensor:
-        x_BTD = self.mixed(x_BTD, sequence)
-        y_BTD = self.attend(self.attention_norm(x_BTD), sequence, layer)
+    def arrange(self, x_BTD: Tensor, here: Here) -> Tensor:
+        y_BTD = self.attend(self.attention_norm(x_BTD), here)
         x_BTD = self.attention_out_norm(self.add(x_BTD, self.attention_post_norm(y_BTD)))
-        y_BTD = self.feed(self.ffn_norm(x_BTD), sequence, layer)
+        y_BTD = self.feed(self.ffn_norm(x_BTD), here)
         return self.ffn_out_norm(self.add(x_BTD, self.ffn_post_norm(y_BTD)))  # type: ignore[no-any-return]
 
 
@@ -152,11 +163,10 @@ class ParallelBlock(BlockBase):
         self.attention_norm = ctx.norm()
         self.ffn_norm = ctx.norm() if part.own_norms == 2 else None
 
-    def forward(self, x_BTD: Tensor, sequence: Sequence, layer: int) -> Tensor:
-        x_BTD = self.mixed(x_BTD, sequence)
+    def arrange(self, x_BTD: Tensor, here: Here) -> Tensor:
         y_BTD = self.attention_norm(x_BTD)
         z_BTD = y_BTD if self.ffn_norm is None else self.ffn_norm(x_BTD)
-        return self.add(x_BTD, self.attend(y_BTD, sequence, layer) + self.feed(z_BTD, sequence, layer))
+        return self.add(x_BTD, self.attend(y_BTD, here) + self.feed(z_BTD, here))
 
 
 @residual.register("pre", paper="Xiong et al. 2020, arXiv 2002.04745")

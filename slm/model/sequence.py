@@ -1,13 +1,19 @@
-"""What every layer may know about the tokens at hand, computed once per forward pass."""
+"""What every layer may know about the tokens at hand, computed once per forward pass.
+
+The decoder makes one `Sequence` per forward pass and shows each block its own view of it, `Here`. A block leaves what later layers
+or the loss need in its view, and the decoder takes it from there (`Handed`). So a block is a function of what it is given: it
+can be run again for its gradients, and one compiled graph serves all blocks that are built alike.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from slm.model.cache import Cache
+from slm.model.cache import Cache, LayerCache
 from slm.model.position.base import Position, Tables
 
 
@@ -36,6 +42,10 @@ class Mask:
 
     def allowed(self, keys: int, window: int | None = None) -> Tensor | None:
         """Boolean (B or 1, 1, T, S), True where attention is allowed; None when everything is."""
+        if (
+            torch.compiler.is_compiling()
+        ):  # traced, it costs little, and a graph doesn't depend on what others have made
+            return self._allowed(keys, window)
         key = ("allowed", keys, window)
         if key not in self._made:
             self._made[key] = self._allowed(keys, window)
@@ -58,17 +68,22 @@ class Mask:
 
         Made once per forward pass for layers that ask alike.
         """
+        if torch.compiler.is_compiling():
+            return self._bias(keys, window, slopes_H, like)
         key = ("bias", keys, window, like.dtype, None if slopes_H is None else id(slopes_H))
         if key not in self._made:
-            allowed = self.allowed(keys, window)
-            bias = None if allowed is None else torch.zeros(allowed.shape, dtype=like.dtype, device=self.device)
-            if bias is not None and allowed is not None:
-                bias = bias.masked_fill_(~allowed, float("-inf"))
-            if slopes_H is not None:
-                fall_HTS = -slopes_H[:, None, None] * self.distance(keys).clamp(min=0).to(like.dtype)
-                bias = fall_HTS[None] if bias is None else bias + fall_HTS
-            self._made[key] = bias
+            self._made[key] = self._bias(keys, window, slopes_H, like)
         return self._made[key]
+
+    def _bias(self, keys: int, window: int | None, slopes_H: Tensor | None, like: Tensor) -> Tensor | None:
+        allowed = self.allowed(keys, window)
+        bias = None if allowed is None else torch.zeros(allowed.shape, dtype=like.dtype, device=self.device)
+        if bias is not None and allowed is not None:
+            bias = bias.masked_fill(~allowed, float("-inf"))
+        if slopes_H is not None:
+            fall_HTS = -slopes_H[:, None, None] * self.distance(keys).clamp(min=0).to(like.dtype)
+            bias = fall_HTS[None] if bias is None else bias + fall_HTS
+        return bias
 
 
 @dataclass
@@ -85,14 +100,54 @@ class Encoding:
 
     def slopes(self, heads: int, x: Tensor) -> Tensor | None:
         """See `Position.slopes`; one tensor for all layers that share the encoding."""
+        if torch.compiler.is_compiling():
+            return self.position.slopes(heads, x)
         if heads not in self._slopes:
             self._slopes[heads] = self.position.slopes(heads, x)
         return self._slopes[heads]
 
 
+class Handed(NamedTuple):
+    """What a block hands on."""
+
+    first_values: Tensor | None = None
+    """See `Here.first_values`; of the first block that has some."""
+    penalties: tuple[Tensor, ...] = ()
+    """See `Here.penalties`; this block's."""
+
+
+@dataclass
+class Here:
+    """What a layer sees of the forward pass, and where it leaves what others need."""
+
+    tokens_BT: Tensor
+    positions_BT: Tensor
+    mask: Mask
+    encoding: Encoding
+    """The position encoding at this layer."""
+    backend: str = "auto"
+    """Which implementation `slm.model.attention.backends.attend` takes."""
+    memory: LayerCache | None = None
+    """What this layer remembers of past tokens; None where nothing is (in training)."""
+    x0_BTD: Tensor | None = None
+    """The embeddings, for layers that mix them in again."""
+    first_values: Tensor | None = None
+    """The first attention's values, for value residuals: whoever finds None leaves its own."""
+    penalties: list[Tensor] = field(default_factory=list)
+    """Auxiliary losses per token that this layer wants added, each a scalar."""
+
+    def fresh(self) -> "Here":
+        """A copy to write into, so that a block that is run again finds what it found the first time."""
+        return replace(self, penalties=[])
+
+    def handed_on(self, given: "Here") -> Handed:
+        """What was left here and isn't in ``given``."""
+        return Handed(self.first_values if given.first_values is None else None, tuple(self.penalties))
+
+
 @dataclass
 class Sequence:
-    """Tokens, positions, mask and cache of one forward pass; what layers hand on to later ones."""
+    """Tokens, positions, mask and cache of one forward pass, and what blocks have handed on so far."""
 
     tokens_BT: Tensor
     positions_BT: Tensor
@@ -102,8 +157,25 @@ class Sequence:
     backend: str = "auto"
     cache: Cache | None = None
     x0_BTD: Tensor | None = None
-    """The embeddings, for layers that mix them in again."""
     first_values: Tensor | None = None
-    """The first attention's values, for value residuals."""
     penalties: list[Tensor] = field(default_factory=list)
-    """Auxiliary losses per token that layers want added, each a scalar."""
+
+    def at(self, layer: int) -> Here:
+        """What the layer at this place in the order of execution is shown."""
+        memory = None if self.cache is None else self.cache.layers[layer]
+        return Here(
+            self.tokens_BT,
+            self.positions_BT,
+            self.mask,
+            self.encodings[layer],
+            self.backend,
+            memory,
+            self.x0_BTD,
+            self.first_values,
+        )
+
+    def take(self, handed: Handed) -> None:
+        """Keep what a block has handed on."""
+        if handed.first_values is not None:
+            self.first_values = handed.first_values
+        self.penalties.extend(handed.penalties)

@@ -9,10 +9,12 @@ import pydantic
 from slm.checkpoint.config import Retention
 from slm.config.base import Config
 from slm.config.durations import Duration
+from slm.config.errors import ConfigError
 from slm.train.averaging import Averaging
 from slm.train.budget import Budget
 from slm.train.optim import AdamW, OptimSlot
 from slm.train.parallel.modes import Automatic, ParallelSlot
+from slm.train.recompute import NoRecompute, RecomputeSlot
 from slm.train.schedule import BatchRamp, ScheduleSlot, WarmupStableDecay
 from slm.train.spikes import Spikes
 
@@ -87,7 +89,11 @@ class Impl(Config):
     """How several processes (``torchrun``) share the model: ddp, fsdp or hsdp."""
     micro_batch: int | None = pydantic.Field(None, gt=0)
     """Rows per forward pass and process; None takes the whole share of the global batch."""
-    compile: bool = False
+    compile: Literal["none", "blocks", "whole"] = "none"
+    """blocks: each block becomes fused code, compiled once for all that are alike; whole: the forward pass and the loss as one
+    graph, which may be faster and takes longer to compile. true is blocks, false is none."""
+    recompute: RecomputeSlot = NoRecompute()
+    """What the backward pass computes again instead of keeping it."""
     attention: Literal["auto", "sdpa", "matmul"] = "auto"
     data_dir: str = "data"
     """Where token stores are kept."""
@@ -95,6 +101,25 @@ class Impl(Config):
     """Processes that tokenise; None takes one per core, or a single one for little text."""
     tokenizer_backend: Literal["auto", "hf", "tiktoken", "gigatoken", "sentencepiece"] = "auto"
     """The library that encodes; each is checked against the tokenizer's own on the first documents of every file."""
+
+    @pydantic.field_validator("compile", mode="before")
+    @classmethod
+    def _yes_is_blocks(cls, value: Any) -> Any:
+        return {True: "blocks", False: "none"}[value] if isinstance(value, bool) else value
+
+    @pydantic.model_validator(mode="after")
+    def _recompute_fits(self) -> Self:
+        if self.recompute.needs_compile and self.compile == "none":
+            raise ConfigError(
+                f"impl.recompute={self.recompute.part_name} is done by the compiler, and impl.compile is none. "
+                "Set impl.compile=blocks, or choose impl.recompute=ops or full."
+            )
+        if self.compile == "whole" and self.parallel.sharded:
+            raise ConfigError(
+                f"impl.compile=whole can't look into blocks that impl.parallel={self.parallel.part_name} puts together one by one. Set "
+                "impl.compile=blocks."
+            )
+        return self
 
 
 class Wandb(Config):

@@ -144,8 +144,12 @@ def _activations(decoder: Decoder, tokens_BT: Tensor) -> dict[str, Tensor]:
     """The embeddings, the stream behind the first and the last block, and the logits."""
     found: dict[str, Tensor] = {}
     watched = {"embedding": decoder.embedding, "first block": decoder.blocks[0], "last block": decoder.blocks[-1]}
+
+    def keep(place: str, output: Tensor | tuple[Tensor, object]) -> None:
+        found[place] = output[0] if isinstance(output, tuple) else output  # blocks hand on more than the stream
+
     handles = [
-        module.register_forward_hook(lambda _m, _i, output, place=place: found.__setitem__(place, output))
+        module.register_forward_hook(lambda _m, _i, output, place=place: keep(place, output))
         for place, module in watched.items()
     ]
     try:

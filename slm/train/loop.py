@@ -21,6 +21,7 @@ from slm.data.loader import Loader
 from slm.data.plan import Horizon
 from slm.data.plan.of_corpus import plan_of
 from slm.model.decoder import Decoder
+from slm.train import compiling
 from slm.train.branching import branch_point, inherit_metrics
 from slm.train.course import Course
 from slm.train.heldout import Heldout
@@ -99,7 +100,7 @@ class Session:
         self.stepper = Stepper(self.state, run, world, self.course, self.meter)
         self.eval_every = self.course.steps(run.log.eval_every) if run.data.heldout else 0
         self.save_every = self.course.steps(run.log.checkpoint_every)
-        self.saved_at = -1
+        self.saved_at, self.first = -1, True
 
     def start(self) -> None:
         """Resume, open the records."""
@@ -156,6 +157,9 @@ class Session:
         self.meter.due(self._recorded(step + 1))
         with self.meter.looking():
             self.stepper(batch)
+        if self.first and self.run.impl.compile != "none":
+            self.progress.say(compiling.first_step_note(self.meter.elapsed))
+        self.first = False
         self.profiler.step()
 
     def _recorded(self, step: int) -> bool:

@@ -92,6 +92,11 @@ class Meter:
         self.clock = time.perf_counter()
 
     @property
+    def elapsed(self) -> float:
+        """Seconds since the last record, or the beginning."""
+        return self.since_record + time.perf_counter() - self.clock
+
+    @property
     def seconds(self) -> float:
         """Training time over all sessions, up to now."""
         return self.state.seconds + time.perf_counter() - self.clock

@@ -6,7 +6,7 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -49,11 +49,19 @@ def refuse_other_experiment(run: "Run", run_dir: Path) -> None:
     file = run_dir / "config.yaml"
     if not file.exists() or not (run_dir / "checkpoints").exists():
         return  # nothing was trained yet that could be mixed up
-    old = yaml.safe_load(file.read_text()) or {}
-    new = run.experiment()
+    old, new = _experiment_in(file, type(run)), run.experiment()
     changed = differences({section: old.get(section) for section in new}, new)
     if changed:
         raise ConfigError(
             f"{run_dir} holds another experiment. It differs in {'; '.join(changed)}. Give this one its own place "
             f"(name=... or log.dir=...), or remove {run_dir} to start over."
         )
+
+
+def _experiment_in(file: Path, schema: "type[Run]") -> dict[str, Any]:
+    """What a config.yaml defines, with the defaults of settings that are newer than the file."""
+    plain = yaml.safe_load(file.read_text()) or {}
+    try:
+        return schema(**plain).experiment()
+    except (ConfigError, ValueError, TypeError):  # settings that are no longer there, or parts of plugins that aren't loaded
+        return dict(plain)

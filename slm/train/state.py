@@ -19,6 +19,7 @@ from slm.data.loader import Loader
 from slm.model.classes import classify
 from slm.model.decoder import Decoder
 from slm.model.init import describe_tensor
+from slm.train import compiling
 from slm.train.averaging import Ema
 from slm.train.course import Course
 from slm.train.losses import LossModule
@@ -83,7 +84,8 @@ def build(run: "Run", loader: Loader, course: Course, world: World) -> TrainStat
     """A fresh state: initial weights from the seed, spread over the processes; optimisers with every parameter in exactly one group."""
     model = Decoder(run.model).init_weights(run.train.seed).to(world.device)
     model.attention_backend = run.impl.attention
-    spread = run.impl.parallel.spread(LossModule(model), model, world)
+    run.impl.recompute.apply(model)
+    spread = run.impl.parallel.spread(compiling.apply(LossModule(model), model, run.impl.compile), model, world)
     parameters = named_parameters(model)
     optimizers = run.train.optim.build(parameters)
     held = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slm.model.sequence import Sequence
+from slm.model.sequence import Here
 
 from .variants import GQA, decoder_of, ids
 
@@ -24,9 +24,9 @@ def running(name: str, **changes) -> tuple:
     return decoder, sequence, torch.randn(2, 24, 32, generator=torch.Generator().manual_seed(7))
 
 
-def attention_by_hand(module, x: Tensor, sequence: Sequence, layer: int = 0, mixed_in: Tensor | None = None) -> Tensor:
+def attention_by_hand(module, x: Tensor, here: Here, mixed_in: Tensor | None = None) -> Tensor:
     """Query by query and head by head: norms, rotation, growth with log n, scores, softmax, values, gate."""
-    part, encoding = module.part, sequence.encodings[layer]
+    part, encoding = module.part, here.encoding
     q, k, v = (layer(x) for layer in (module.q, module.k, module.v))
     if part.clip_qkv is not None:
         q, k, v = (t.clip(-part.clip_qkv, part.clip_qkv) for t in (q, k, v))
@@ -65,7 +65,7 @@ OPTIONS = ["gqa", "qk_norm each", "qk_norm full", "qk_norm after position", "cli
 def test_softmax_attention(name: str) -> None:
     decoder, sequence, x = running(name)
     module = decoder.blocks[0].attention
-    torch.testing.assert_close(module(x, sequence, 0), attention_by_hand(module, x, sequence), **CLOSE)
+    torch.testing.assert_close(module(x, sequence.at(0)), attention_by_hand(module, x, sequence.at(0)), **CLOSE)
 
 
 @torch.no_grad()
@@ -73,13 +73,17 @@ def test_values_of_the_first_layer_and_of_the_tokens() -> None:
     decoder, sequence, x = running("value_mix first")
     first, second = (block.attention for block in decoder.blocks)
     own = first.v(x).unflatten(-1, (2, 8))
-    torch.testing.assert_close(first(x, sequence, 0), attention_by_hand(first, x, sequence, 0, own), **CLOSE)
+    here, later = sequence.at(0), sequence.at(1)
+    torch.testing.assert_close(first(x, here), attention_by_hand(first, x, here, own), **CLOSE)
     # the first layer hands on its values as projected, before its own mixing
-    torch.testing.assert_close(second(2 * x, sequence, 1), attention_by_hand(second, 2 * x, sequence, 1, own), **CLOSE)
+    later.first_values = here.first_values
+    torch.testing.assert_close(second(2 * x, later), attention_by_hand(second, 2 * x, later, own), **CLOSE)
     decoder, sequence, x = running("value_mix embedding")
     module = decoder.blocks[1].attention
     learned = module.values.weight[ids()].unflatten(-1, (2, 8))
-    torch.testing.assert_close(module(x, sequence, 1), attention_by_hand(module, x, sequence, 1, learned), **CLOSE)
+    torch.testing.assert_close(
+        module(x, sequence.at(1)), attention_by_hand(module, x, sequence.at(1), learned), **CLOSE
+    )
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -98,7 +102,7 @@ def test_differential_attention(name: str, layer: int) -> None:
     maps = (q @ k.mT / K**0.5).masked_fill(future, -torch.inf).softmax(-1)
     pairs = [(maps[:, i] - weight * maps[:, i + 2]) @ torch.cat((v[:, i], v[:, i + 2]), -1) for i in (0, 1)]
     wanted = module.o(torch.cat([(1 - start) * module.norm(p) for p in pairs], -1))
-    torch.testing.assert_close(module(x, sequence, layer), wanted, **CLOSE)
+    torch.testing.assert_close(module(x, sequence.at(layer)), wanted, **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["mla", "mla of its own norm"])
@@ -116,7 +120,7 @@ def test_latent_attention(name: str) -> None:
     scale = module.part.scale or (nope + rope) ** -0.5
     weights = (scores * scale).masked_fill(future, -torch.inf).softmax(-1)
     wanted = module.o((weights @ both[..., nope:]).transpose(1, 2).flatten(2))
-    torch.testing.assert_close(module(x, sequence, 0), wanted, **CLOSE)
+    torch.testing.assert_close(module(x, sequence.at(0)), wanted, **CLOSE)
 
 
 @torch.no_grad()
@@ -139,7 +143,7 @@ def test_the_recurrence_of_griffin() -> None:
         first = t == start
         h = gates[1] * u if first else a * h + (1 - a.square()).sqrt() * gates[1] * u
         outputs.append(module.o(h * F.gelu(module.y(x[:, t]), approximate="tanh")))
-    torch.testing.assert_close(module(x, sequence, 0), torch.stack(outputs, 1), **CLOSE)
+    torch.testing.assert_close(module(x, sequence.at(0)), torch.stack(outputs, 1), **CLOSE)
 
 
 @torch.no_grad()
@@ -149,16 +153,16 @@ def test_blocks_with_learned_mixing_and_a_shortcut() -> None:
     mixed = block.mix[0] * x + block.mix[1] * x0
     y = block.attention_norm(mixed)
     short = F.linear(F.gelu(F.linear(y, block.shortcut.up.weight)), block.shortcut.down.weight)
-    wanted = mixed + 0.7 * (block.attention(y, sequence, 1) + short + block.ffn(y, sequence, 1))
-    torch.testing.assert_close(block(x, sequence, 1), wanted, **CLOSE)
+    wanted = mixed + 0.7 * (block.attention(y, sequence.at(1)) + short + block.ffn(y, sequence.at(1)))
+    torch.testing.assert_close(block(x, sequence.at(1))[0], wanted, **CLOSE)
 
 
 @torch.no_grad()
 def test_parallel_blocks_with_two_norms() -> None:
     decoder, sequence, x = running("parallel two norms")
     block = decoder.blocks[1]
-    wanted = x + block.attention(block.attention_norm(x), sequence, 1) + block.ffn(block.ffn_norm(x), sequence, 1)
-    torch.testing.assert_close(block(x, sequence, 1), wanted, **CLOSE)
+    wanted = x + block.attention(block.attention_norm(x), sequence.at(1)) + block.ffn(block.ffn_norm(x), sequence.at(1))
+    torch.testing.assert_close(block(x, sequence.at(1))[0], wanted, **CLOSE)
 
 
 ARRANGED = {
@@ -179,8 +183,8 @@ def test_blocks_one_branch_after_the_other(name: str) -> None:
     for branch in ("attention", "ffn"):
         norms = [getattr(block, f"{branch}_{place}") for place in ("norm", "post_norm", "out_norm")]
         module = getattr(block, branch)
-        wanted = ARRANGED[name](wanted, lambda y, m=module: m(y, sequence, 1), norms, 1.0)
-    torch.testing.assert_close(block(x, sequence, 1), wanted, **CLOSE)
+        wanted = ARRANGED[name](wanted, lambda y, m=module: m(y, sequence.at(1)), norms, 1.0)
+    torch.testing.assert_close(block(x, sequence.at(1))[0], wanted, **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["series", "series gated"])
@@ -192,7 +196,7 @@ def test_a_series_of_activations(name: str) -> None:
     function = F.silu if name == "series gated" else F.gelu
     total = sum(function(act.scales[i] * inner + act.shifts[i]) for i in range(len(act.scales)))
     wanted = module.down(total * module.up(x) if name == "series gated" else total)
-    torch.testing.assert_close(module(x, sequence, 0), wanted, **CLOSE)
+    torch.testing.assert_close(module(x, sequence.at(0)), wanted, **CLOSE)
 
 
 def test_equal_terms_of_a_series_start_apart() -> None:

@@ -15,8 +15,9 @@ from slm.model.conv import ShortConv
 from slm.model.ffn.series import SeriesActivation
 from slm.model.norm import LayerNormPart, RMSNormPart
 from slm.model.position.alibi import alibi_slopes
+from slm.model.position.base import Position
 from slm.model.position.rope import Rotary
-from slm.model.sequence import Mask, Sequence
+from slm.model.sequence import Encoding, Here, Mask
 
 from .variants import decoder_of, model_of
 
@@ -25,10 +26,10 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def bare(tokens: int, docs: torch.Tensor | None = None) -> Sequence:
-    """A sequence without positions."""
+def bare(tokens: int, docs: torch.Tensor | None = None) -> Here:
+    """What a layer sees of a row of zeros without positions."""
     ids = torch.zeros(1, tokens, dtype=torch.long)
-    return Sequence(ids, torch.arange(tokens)[None], Mask(tokens, ids.device, docs), [])
+    return Here(ids, torch.arange(tokens)[None], Mask(tokens, ids.device, docs), Encoding(Position(), None))
 
 
 def test_slopes_of_the_paper_and_of_eight_and_twelve_heads() -> None:
@@ -94,9 +95,9 @@ def test_short_convolution_is_torchs_and_stays_in_the_document() -> None:
     torch.nn.init.normal_(conv.bias)
     x = noise(1, 10, 5)
     wanted = x + F.conv1d(F.pad(x.mT, (3, 0)), conv.weight[:, None], conv.bias, groups=5).mT
-    torch.testing.assert_close(conv(x, bare(10), 0), wanted)
+    torch.testing.assert_close(conv(x, bare(10)), wanted)
     docs = torch.tensor([[0] * 6 + [1] * 4])
-    torch.testing.assert_close(conv(x, bare(10, docs), 0)[:, 6:], conv(x[:, 6:], bare(4), 0))
+    torch.testing.assert_close(conv(x, bare(10, docs))[:, 6:], conv(x[:, 6:], bare(4)))
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 5])
@@ -104,9 +105,9 @@ def test_a_row_may_be_shorter_than_the_convolution(tokens: int) -> None:
     conv, x = ShortConv("c", 5, 7, bias=False, residual=False), noise(1, tokens, 5)
     torch.nn.init.normal_(conv.weight)
     whole = bare(tokens, torch.zeros(1, tokens, dtype=torch.long))
-    torch.testing.assert_close(conv(x, whole, 0), conv(x, bare(tokens), 0))
+    torch.testing.assert_close(conv(x, whole), conv(x, bare(tokens)))
     apart = bare(tokens, torch.arange(tokens)[None])
-    torch.testing.assert_close(conv(x, apart, 0), x * conv.weight[:, -1])
+    torch.testing.assert_close(conv(x, apart), x * conv.weight[:, -1])
 
 
 def test_series_of_one_term_starts_as_the_activation() -> None:
@@ -121,8 +122,8 @@ def test_series_of_one_term_starts_as_the_activation() -> None:
 def test_a_mixture_is_a_loop_over_tokens_and_its_penalty_is_switchs(name: str) -> None:
     decoder = decoder_of(name).train()
     module, part, x = decoder.blocks[0].ffn, model_of(name).ffn, noise(2, 7, 32)
-    sequence = bare(7)
-    got, share = module(x, sequence, 0), module.router(x).softmax(-1)
+    here = bare(7)
+    got, share = module(x, here), module.router(x).softmax(-1)
     used = torch.zeros(part.experts)
     for b in range(2):
         for t in range(7):
@@ -133,9 +134,9 @@ def test_a_mixture_is_a_loop_over_tokens_and_its_penalty_is_switchs(name: str) -
             torch.testing.assert_close(got[b, t], wanted, atol=1e-5, rtol=1e-5)
     if part.balance:
         balance = part.balance * part.experts * float((used / used.sum()) @ share.detach().flatten(0, 1).mean(0))
-        assert float(sequence.penalties[0]) == pytest.approx(balance)
+        assert float(here.penalties[0]) == pytest.approx(balance)
     else:
-        assert not sequence.penalties
+        assert not here.penalties
 
 
 @pytest.mark.parametrize("gain", ["plain", "one_plus", "none"])
@@ -171,5 +172,5 @@ def test_differential_attention_with_lambda_zero_is_half_of_plain() -> None:
     first = F.scaled_dot_product_attention(q[:, :2], k[:, :2], pair, is_causal=True)
     wanted = (1 - module.lambda_0) * F.rms_norm(first, (16,), eps=1e-5)
     torch.testing.assert_close(
-        module(x, sequence, 0), module.o(wanted.transpose(1, 2).flatten(2)), atol=1e-5, rtol=1e-4
+        module(x, sequence.at(0)), module.o(wanted.transpose(1, 2).flatten(2)), atol=1e-5, rtol=1e-4
     )

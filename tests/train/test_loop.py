@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from slm import checkpoint
 from slm.config.errors import ConfigError, RunError
@@ -124,6 +125,20 @@ def test_another_experiment_in_the_directory_is_refused_with_the_difference(tiny
     go(tiny())
     with pytest.raises(ConfigError, match=r"train\.optim\.lr: 0\.003 -> 0\.001"):
         go(tiny(train__optim={"name": "adamw", "lr": 1e-3}))
+
+
+def test_settings_that_are_newer_than_the_directory_have_their_defaults(tiny) -> None:
+    from slm.train.rundir import refuse_other_experiment
+
+    run = tiny()
+    go(run)
+    file = Path("runs/tiny/config.yaml")
+    old = yaml.safe_load(file.read_text())
+    del old["train"]["ema"], old["train"]["spikes"], old["data"]["packing"]
+    file.write_text(yaml.safe_dump(old))
+    refuse_other_experiment(run, Path("runs/tiny"))
+    with pytest.raises(ConfigError, match=r"data\.packing: \"best_fit\" -> \"concat\""):
+        refuse_other_experiment(tiny(data__packing="concat"), Path("runs/tiny"))
 
 
 def test_changed_implementation_is_allowed_and_said(tiny) -> None:

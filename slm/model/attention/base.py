@@ -12,7 +12,7 @@ from slm.model.parts import BuildContext, ModelPart
 
 
 class AttentionPart(ModelPart):
-    """Mixes tokens. Its module is called as ``module(x_BTD, sequence, layer) -> (B, T, D)``."""
+    """Mixes tokens. Its module is called as ``module(x_BTD, here) -> (B, T, D)``; what ``here`` has: `slm.model.sequence.Here`."""
 
     positional: ClassVar[bool] = True
     """Whether it uses the position encoding; a recurrence doesn't."""

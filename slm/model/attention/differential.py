@@ -23,7 +23,7 @@ from slm.model.cache import Room
 from slm.model.classes import Drawn
 from slm.model.norm import NormSlot, RMSNormPart
 from slm.model.parts import BuildContext, refuse
-from slm.model.sequence import Sequence
+from slm.model.sequence import Here
 
 
 class DifferentialAttention(nn.Module):
@@ -45,19 +45,19 @@ class DifferentialAttention(nn.Module):
         self.norm = part.pair_norm.build(2 * self.head_dim)
         self.lambda_0 = 0.8 - 0.6 * math.exp(-0.3 * ctx.block)
 
-    def forward(self, x_BTD: Tensor, sequence: Sequence, layer: int) -> Tensor:
+    def forward(self, x_BTD: Tensor, here: Here) -> Tensor:
         B, T, _ = x_BTD.shape
-        encoding = sequence.encodings[layer]
+        encoding = here.encoding
         q_BHTK = encoding.rotate(self.q(x_BTD).view(B, T, self.heads, -1).transpose(1, 2))
         k_BGTK = encoding.rotate(self.k(x_BTD).view(B, T, self.kv_heads, -1).transpose(1, 2))
         v_BGTK = self.v(x_BTD).view(B, T, self.kv_heads, -1).transpose(1, 2)
-        if sequence.cache is not None:
-            k_BGTK, v_BGTK = sequence.cache.layers[layer].append(k_BGTK, v_BGTK)
+        if here.memory is not None:
+            k_BGTK, v_BGTK = here.memory.append(k_BGTK, v_BGTK)
         pair_BGTV = torch.cat(v_BGTK.chunk(2, 1), -1).repeat(
             1, 2, 1, 1
         )  # both halves of the heads see both halves' values
         scores = Scores(self.scale, self.part.window, slopes_H=encoding.slopes(self.heads, q_BHTK))
-        out_BHTV = attend(q_BHTK, k_BGTK, pair_BGTV, sequence.mask, scores, backend=sequence.backend)
+        out_BHTV = attend(q_BHTK, k_BGTK, pair_BGTV, here.mask, scores, backend=here.backend)
         first, second = out_BHTV.chunk(2, 1)
         a1, b1, a2, b2 = self.lambdas.float()
         weight = ((a1 * b1).sum().exp() - (a2 * b2).sum().exp() + self.lambda_0).to(first.dtype)

@@ -24,7 +24,7 @@ from slm.model.attention.base import AttentionPart, attention
 from slm.model.cache import Room
 from slm.model.norm import OptionalNormSlot
 from slm.model.parts import BuildContext, refuse
-from slm.model.sequence import Sequence
+from slm.model.sequence import Here
 
 
 class LatentAttention(nn.Module):
@@ -45,41 +45,41 @@ class LatentAttention(nn.Module):
         self.kv_b = nn.Linear(rank, heads * (part.nope_dim + part.v_dim), bias=False)
         self.o = nn.Linear(heads * part.v_dim, dim, bias=part.out_bias)
 
-    def forward(self, x_BTD: Tensor, sequence: Sequence, layer: int) -> Tensor:
+    def forward(self, x_BTD: Tensor, here: Here) -> Tensor:
         B, T, _ = x_BTD.shape
-        part, encoding = self.part, sequence.encodings[layer]
+        part, encoding = self.part, here.encoding
         heads = part.heads or 0
         q = self.q_b(self.q_norm(self.q_a(x_BTD))) if part.q_rank else self.q(x_BTD)
         q_nope, q_rope = q.view(B, T, heads, -1).transpose(1, 2).split((part.nope_dim, part.rope_dim), -1)
         c_BTR, k_rope = self.kv_a(x_BTD).split((part.kv_rank or 0, part.rope_dim), -1)
         c_B1SR, k_rope_B1SR = self.kv_norm(c_BTR)[:, None], encoding.rotate(k_rope[:, None])
         q_rope = encoding.rotate(q_rope)
-        if sequence.cache is not None:
-            c_B1SR, k_rope_B1SR = sequence.cache.layers[layer].append(c_B1SR, k_rope_B1SR)
+        if here.memory is not None:
+            c_B1SR, k_rope_B1SR = here.memory.append(c_B1SR, k_rope_B1SR)
         scores = Scores(self.scale, part.window, part.softcap, encoding.slopes(heads, q))
-        latent = sequence.cache is not None and T == 1
+        latent = here.memory is not None and T == 1
         mix = self._over_latents if latent else self._expanded
-        out_BHTV = mix(q_nope, q_rope, c_B1SR, k_rope_B1SR, sequence, scores)
+        out_BHTV = mix(q_nope, q_rope, c_B1SR, k_rope_B1SR, here, scores)
         return self.o(out_BHTV.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
 
     def _expanded(
-        self, q_nope: Tensor, q_rope: Tensor, c_B1SR: Tensor, k_rope: Tensor, sequence: Sequence, scores: Scores
+        self, q_nope: Tensor, q_rope: Tensor, c_B1SR: Tensor, k_rope: Tensor, here: Here, scores: Scores
     ) -> Tensor:
         part, heads = self.part, self.part.heads or 0
         B, _, S, _ = c_B1SR.shape
         kv_BHSK = self.kv_b(c_B1SR[:, 0]).view(B, S, heads, -1).transpose(1, 2)
         k_nope, v_BHSV = kv_BHSK.split((part.nope_dim, part.v_dim), -1)
         k_BHSK = torch.cat((k_nope, k_rope.expand(B, heads, S, part.rope_dim)), -1)
-        return attend(torch.cat((q_nope, q_rope), -1), k_BHSK, v_BHSV, sequence.mask, scores, backend=sequence.backend)
+        return attend(torch.cat((q_nope, q_rope), -1), k_BHSK, v_BHSV, here.mask, scores, backend=here.backend)
 
     def _over_latents(
-        self, q_nope: Tensor, q_rope: Tensor, c_B1SR: Tensor, k_rope: Tensor, sequence: Sequence, scores: Scores
+        self, q_nope: Tensor, q_rope: Tensor, c_B1SR: Tensor, k_rope: Tensor, here: Here, scores: Scores
     ) -> Tensor:
         part, heads = self.part, self.part.heads or 0
         w_k, w_v = self.kv_b.weight.view(heads, -1, part.kv_rank or 0).split((part.nope_dim, part.v_dim), 1)
         q_BHTR = torch.cat((q_nope @ w_k.to(q_nope.dtype), q_rope), -1)
         k_B1SR = torch.cat((c_B1SR, k_rope), -1)
-        out_BHTR = attend(q_BHTR, k_B1SR, c_B1SR, sequence.mask, scores, backend=sequence.backend)
+        out_BHTR = attend(q_BHTR, k_B1SR, c_B1SR, here.mask, scores, backend=here.backend)
         return out_BHTR @ w_v.mT.to(out_BHTR.dtype)
 
 

@@ -23,7 +23,7 @@ from slm.model.attention.base import AttentionPart, attention
 from slm.model.cache import Room, State
 from slm.model.conv import ShortConv, same_document
 from slm.model.parts import BuildContext, refuse
-from slm.model.sequence import Sequence
+from slm.model.sequence import Here
 
 SHARPNESS = 8.0
 """c in the paper's a^(c r)."""
@@ -61,32 +61,32 @@ class RecurrentBlock(nn.Module):
         squared = torch.linspace(0.9**2, 0.999**2, width, dtype=torch.float64)  # of a at an open gate, as published
         self.starts = {"decay": torch.log(torch.expm1(-squared.log() / 2 / SHARPNESS)).float()}
 
-    def forward(self, x_BTD: Tensor, sequence: Sequence, layer: int) -> Tensor:
+    def forward(self, x_BTD: Tensor, here: Here) -> Tensor:
         y_BTW = F.gelu(self.y(x_BTD), approximate="tanh")
-        u_BTW = self.conv(self.x(x_BTD), sequence, layer)
+        u_BTW = self.conv(self.x(x_BTD), here)
         log_a = -SHARPNESS * self.decay_gate(u_BTW).sigmoid().float() * F.softplus(self.decay.float())
-        first_BT1 = self._first(sequence)
+        first_BT1 = self._first(here)
         strength = torch.where(first_BT1, 1.0, (1 - (2 * log_a).exp()).clamp(min=1e-12).sqrt())
         entry_BTW = (u_BTW * self.input_gate(u_BTW).sigmoid()).float() * strength
-        h_BTW = self._scan(log_a.exp() * ~first_BT1, entry_BTW, sequence, layer)
+        h_BTW = self._scan(log_a.exp() * ~first_BT1, entry_BTW, here)
         return self.o(h_BTW.to(y_BTW.dtype) * y_BTW)  # type: ignore[no-any-return]
 
     @staticmethod
-    def _first(sequence: Sequence) -> Tensor:
+    def _first(here: Here) -> Tensor:
         """Where a document begins; (B or 1, T, 1)."""
-        first = sequence.positions_BT == 0
-        if sequence.mask.docs_BT is not None:
-            first = first | ~same_document(sequence.mask.docs_BT, 1)
+        first = here.positions_BT == 0
+        if here.mask.docs_BT is not None:
+            first = first | ~same_document(here.mask.docs_BT, 1)
         return first[..., None]
 
     @staticmethod
-    def _scan(a_BTW: Tensor, entry_BTW: Tensor, sequence: Sequence, layer: int) -> Tensor:
-        if sequence.cache is not None:
-            state = sequence.cache.layers[layer].states["h"]
+    def _scan(a_BTW: Tensor, entry_BTW: Tensor, here: Here) -> Tensor:
+        if here.memory is not None:
+            state = here.memory.states["h"]
             entry_BTW = torch.cat((entry_BTW[:, :1] + a_BTW[:, :1] * state[:, None], entry_BTW[:, 1:]), 1)
         h_BTW = linear_scan(a_BTW.expand_as(entry_BTW), entry_BTW)
-        if sequence.cache is not None:
-            sequence.cache.layers[layer].states["h"].copy_(h_BTW[:, -1])
+        if here.memory is not None:
+            here.memory.states["h"].copy_(h_BTW[:, -1])
         return h_BTW
 
 

@@ -16,7 +16,7 @@ from slm.model.attention.values import ValueMix, value_mix_params
 from slm.model.cache import Room
 from slm.model.norm import OptionalNormSlot
 from slm.model.parts import BuildContext, refuse
-from slm.model.sequence import Sequence
+from slm.model.sequence import Here
 
 QKNorm = Literal["none", "head", "each", "full"]
 
@@ -45,29 +45,27 @@ class SoftmaxAttention(nn.Module):
         self.conv = ctx.model.conv.build("B", part.qkv_width)
         self.scale = part.scale_ * ctx.model.parametrization.attention_factor(ctx.model, self.head_dim)
 
-    def forward(self, x_BTD: Tensor, sequence: Sequence, layer: int) -> Tensor:
+    def forward(self, x_BTD: Tensor, here: Here) -> Tensor:
         B, T, _ = x_BTD.shape
-        q_BHTK, k_BGTK, v_BGTK = self._project(x_BTD, sequence, layer)
+        q_BHTK, k_BGTK, v_BGTK = self._project(x_BTD, here)
         if self.values is not None:
-            v_BGTK = self.values(v_BGTK, sequence)
-        if sequence.cache is not None:
-            k_BGTK, v_BGTK = sequence.cache.layers[layer].append(k_BGTK, v_BGTK)
-        slopes_H = sequence.encodings[layer].slopes(self.heads, q_BHTK)
+            v_BGTK = self.values(v_BGTK, here)
+        if here.memory is not None:
+            k_BGTK, v_BGTK = here.memory.append(k_BGTK, v_BGTK)
+        slopes_H = here.encoding.slopes(self.heads, q_BHTK)
         scores = Scores(self.scale, self.part.window, self.part.softcap, slopes_H, self.sinks)
-        out_BHTK = attend(q_BHTK, k_BGTK, v_BGTK, sequence.mask, scores, backend=sequence.backend)
+        out_BHTK = attend(q_BHTK, k_BGTK, v_BGTK, here.mask, scores, backend=here.backend)
         out_BTHK = out_BHTK.transpose(1, 2)
         if self.gate is not None:
             out_BTHK = out_BTHK * self.gate(x_BTD).sigmoid().view(B, T, self.heads, -1)
         return self.o(out_BTHK.reshape(B, T, self.heads * self.head_dim))  # type: ignore[no-any-return]
 
-    def _project(self, x_BTD: Tensor, sequence: Sequence, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x_BTD: Tensor, here: Here) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (B, heads, T, head_dim), normalised and turned by their positions."""
         B, T, _ = x_BTD.shape
         q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
         if self.conv is not None:
-            q, k, v = self.conv(torch.cat((q, k, v), -1), sequence, layer).split(
-                (q.shape[-1], k.shape[-1], v.shape[-1]), -1
-            )
+            q, k, v = self.conv(torch.cat((q, k, v), -1), here).split((q.shape[-1], k.shape[-1], v.shape[-1]), -1)
         if (clip := self.part.clip_qkv) is not None:
             q, k, v = (t.clamp(-clip, clip) for t in (q, k, v))
         full = self.part.qk_norm == "full"
@@ -77,14 +75,14 @@ class SoftmaxAttention(nn.Module):
         early = not full and not self.part.qk_norm_after_position
         if early and self.q_norm is not None and self.k_norm is not None:
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
-        encoding = sequence.encodings[layer]
+        encoding = here.encoding
         q_BHTK, k_BGTK = encoding.rotate(q_BTHK.transpose(1, 2)), encoding.rotate(k_BTGK.transpose(1, 2))
         if not full and not early and self.q_norm is not None and self.k_norm is not None:
             q_BHTK, k_BGTK = (
                 n(t.transpose(1, 2)).transpose(1, 2) for n, t in ((self.q_norm, q_BHTK), (self.k_norm, k_BGTK))
             )
         if self.part.log_n is not None:
-            q_BHTK = q_BHTK * log_n_factor(sequence.positions_BT, self.part.log_n).to(q_BHTK.dtype)
+            q_BHTK = q_BHTK * log_n_factor(here.positions_BT, self.part.log_n).to(q_BHTK.dtype)
         return q_BHTK, k_BGTK, v.view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
 
 

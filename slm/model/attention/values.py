@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from slm.model.sequence import Sequence
+from slm.model.sequence import Here
 
 
 class ValueMix(nn.Module):
@@ -20,14 +20,14 @@ class ValueMix(nn.Module):
         self.mix = nn.Parameter(torch.empty(2))
         self.weight = nn.Parameter(torch.empty(vocab, heads * head_dim)) if kind == "embedding" else None
 
-    def forward(self, v_BGTK: Tensor, sequence: Sequence) -> Tensor:
+    def forward(self, v_BGTK: Tensor, here: Here) -> Tensor:
         if self.weight is not None:
-            B, T = sequence.tokens_BT.shape
-            other = nn.functional.embedding(sequence.tokens_BT, self.weight).view(B, T, self.heads, -1).transpose(1, 2)
+            B, T = here.tokens_BT.shape
+            other = nn.functional.embedding(here.tokens_BT, self.weight).view(B, T, self.heads, -1).transpose(1, 2)
         else:
-            if sequence.first_values is None:
-                sequence.first_values = v_BGTK
-            other = sequence.first_values
+            if here.first_values is None:
+                here.first_values = v_BGTK
+            other = here.first_values
         a, b = self.mix.to(v_BGTK.dtype)
         return a * v_BGTK + b * other.to(v_BGTK.dtype)
 

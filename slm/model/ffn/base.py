@@ -12,7 +12,7 @@ from slm.model.parts import BuildContext, ModelPart
 
 
 class FeedForwardPart(ModelPart):
-    """A feed-forward. Its module is called as ``module(x_BTD, sequence, layer) -> (B, T, D)``."""
+    """A feed-forward. Its module is called as ``module(x_BTD, here) -> (B, T, D)``; what ``here`` has: `slm.model.sequence.Here`."""
 
     hidden: int | None = pydantic.Field(None, gt=0)
     """Inner width; by default chosen so that all kinds have about 8 dim^2 parameters."""

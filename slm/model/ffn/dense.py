@@ -12,7 +12,7 @@ from slm.cost.cost import Cost
 from slm.model.ffn.activations import ACTIVATIONS, Activation, known_activation
 from slm.model.ffn.base import FeedForwardPart, ffn
 from slm.model.parts import BuildContext
-from slm.model.sequence import Sequence
+from slm.model.sequence import Here
 
 ActivationName = Annotated[str, pydantic.AfterValidator(known_activation)]
 
@@ -27,10 +27,10 @@ class GatedModule(nn.Module):
         self.down = nn.Linear(hidden, ctx.dim, bias=bias)
         self.act, self.conv = act, ctx.model.conv.build("D", 2 * hidden)
 
-    def forward(self, x_BTD: Tensor, sequence: Sequence, layer: int) -> Tensor:
+    def forward(self, x_BTD: Tensor, here: Here) -> Tensor:
         gate, up = self.gate(x_BTD), self.up(x_BTD)
         if self.conv is not None:
-            gate, up = self.conv(torch.cat((gate, up), -1), sequence, layer).chunk(2, -1)
+            gate, up = self.conv(torch.cat((gate, up), -1), here).chunk(2, -1)
         return self.down(self.act(gate) * up)  # type: ignore[no-any-return]
 
 
@@ -43,10 +43,10 @@ class PlainModule(nn.Module):
         self.down = nn.Linear(hidden, ctx.dim, bias=bias)
         self.act, self.conv = act, ctx.model.conv.build("D", hidden)
 
-    def forward(self, x_BTD: Tensor, sequence: Sequence, layer: int) -> Tensor:
+    def forward(self, x_BTD: Tensor, here: Here) -> Tensor:
         inner = self.up(x_BTD)
         if self.conv is not None:
-            inner = self.conv(inner, sequence, layer)
+            inner = self.conv(inner, here)
         return self.down(self.act(inner))  # type: ignore[no-any-return]
 
 

@@ -18,13 +18,14 @@ from slm.model.ffn.activations import ACTIVATIONS
 from slm.model.ffn.base import FeedForwardPart, ffn
 from slm.model.ffn.dense import ActivationName
 from slm.model.parts import BuildContext, refuse
-from slm.model.sequence import Sequence
+from slm.model.sequence import Here
 
 
 class MixtureModule(nn.Module):
     """See the module's text. Experts are stacked: (experts, out, in)."""
 
     param_classes = {"gate": "matrix", "up": "matrix", "down": "matrix"}
+    graph_breaks = "the host reads how many tokens each expert gets"
 
     def __init__(self, part: "Mixture", ctx: BuildContext) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class MixtureModule(nn.Module):
         self.gate, self.up = nn.Parameter(torch.empty(E, hidden, dim)), nn.Parameter(torch.empty(E, hidden, dim))
         self.down = nn.Parameter(torch.empty(E, dim, hidden))
 
-    def forward(self, x_BTD: Tensor, sequence: Sequence, layer: int) -> Tensor:
+    def forward(self, x_BTD: Tensor, here: Here) -> Tensor:
         x_ND = x_BTD.flatten(0, 1)
         share_NE = self.router(x_ND).float().softmax(-1)
         weight_NK, expert_NK = share_NE.topk(self.part.top_k, dim=-1)
@@ -45,7 +46,7 @@ class MixtureModule(nn.Module):
                 0, expert_NK.flatten(), torch.ones_like(weight_NK.flatten())
             )
             fraction_E = used_E / expert_NK.numel()
-            sequence.penalties.append(self.part.balance * self.part.experts * (fraction_E * share_NE.mean(0)).sum())
+            here.penalties.append(self.part.balance * self.part.experts * (fraction_E * share_NE.mean(0)).sum())
         order = expert_NK.flatten().argsort(stable=True)
         token = order // self.part.top_k
         counts = expert_NK.flatten().bincount(minlength=self.part.experts).tolist()

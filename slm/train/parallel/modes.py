@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
 
@@ -43,6 +43,9 @@ class Spread:
 
 class ParallelPart(Part):
     """How a run is spread over several processes."""
+
+    sharded: ClassVar[bool] = False
+    """Whether weights are cut among processes."""
 
     def spread(self, module: "nn.Module", decoder: "Decoder", world: "World") -> Spread:
         """Spread ``module``, which holds ``decoder`` and ends in a loss. Parameters may become sharded: optimisers come after."""
@@ -102,6 +105,7 @@ class Sharded(Spread):
 class ShardedPart(ParallelPart):
     """What sharded parts share."""
 
+    sharded: ClassVar[bool] = True
     reshard: bool = True
     """Cut a block again after its forward pass, and put it together anew for the backward pass: less memory, more traffic."""
     gather: Literal["fp32", "bf16"] = "fp32"
