@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from slm.cli import bench, data, doctor, evaluate, export, generate, model, parts, plan, study, tokenizer, train
+from slm.cli import bench, data, doctor, evaluate, export, generate, launch, model, parts, plan, report, study, tokenizer, train, watch
 
 app = typer.Typer(
     name="slm",
@@ -23,7 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (train, plan, model, parts, tokenizer, data, evaluate, generate, export, study, bench, doctor):
+for verb in (
+    train, launch, watch, report, plan, model, parts, tokenizer, data, evaluate, generate, export, study, bench, doctor,
+):
     verb.register(app)
 
 
