@@ -81,3 +81,5 @@ class Log(Config):
     keep: int = pydantic.Field(2, gt=0)
     """Newest checkpoints to keep."""
     wandb: Wandb = Wandb()
+    tensorboard: bool = False
+    """Also write TensorBoard event files, into ``<run>/tensorboard``."""

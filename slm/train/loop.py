@@ -28,7 +28,7 @@ from slm.eval.rows import bits_per_byte, row_sums
 from slm.model.decoder import Decoder
 from slm.model.precision import autocast
 from slm.train.metrics import MetricsLog
-from slm.train.mirror import Mirror
+from slm.train.mirror import Mirrors
 from slm.train.optim import set_rate
 from slm.train.optim.steps import evaluation_weights, final_weights, training_weights
 from slm.train.parallel import World
@@ -128,8 +128,8 @@ class Session:
         training_weights(state.optimizers)
         self.saved_at = state.step if resumed else -1
         self.log = MetricsLog(self.run_dir / "metrics.jsonl", state.step) if self.world.main else None
-        wandb = run.log.wandb if self.world.main else type(run.log.wandb)()
-        self.mirror = Mirror(wandb, self.run_dir, run.name, run.identity, run.experiment(), self.progress.say)
+        say = self.progress.say
+        self.mirror = Mirrors.of(run, self.run_dir, state.step, say) if self.world.main else Mirrors({}, say)
         module: nn.Module = LossModule(state.model)
         if run.impl.compile:
             module = torch.compile(module)  # type: ignore[assignment]
