@@ -47,14 +47,17 @@ def slurm(
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs, hence processes, of each node.")] = 1,
-    time: Annotated[str, typer.Option(help="Limit of one job, in Slurm's notation. The run may take many.")] = "24:00:00",
+    time: Annotated[
+        str, typer.Option(help="Limit of one job, in Slurm's notation. The run may take many.")
+    ] = "24:00:00",
     partition: Annotated[str | None, typer.Option()] = None,
     account: Annotated[str | None, typer.Option()] = None,
     qos: Annotated[str | None, typer.Option()] = None,
     cpus_per_task: Annotated[int | None, typer.Option(min=1, help="Cores of each node.")] = None,
     grace: Annotated[int, typer.Option(min=1, help="Seconds to save and leave before a job is ended.")] = 120,
     sbatch: Annotated[
-        list[str] | None, typer.Option(help="Any other option of sbatch, as constraint=a100 or exclusive (may be repeated).")
+        list[str] | None,
+        typer.Option(help="Any other option of sbatch, as constraint=a100 or exclusive (may be repeated)."),
     ] = None,
     setup: Annotated[
         list[str] | None, typer.Option(help="A shell line to run first, such as 'module load cuda' (may be repeated).")
@@ -97,8 +100,12 @@ def _plan(recipe: str, overrides: list[str], quiet: bool = False) -> tuple[Any, 
         f"{composed.config.name}: {si(plan['params']['unique'])} parameters, {si(plan['tokens'])} tokens "
         f"({plan['tokens_per_param']:.3g} per parameter), {plan['steps']:,} steps of {si(plan['batch_tokens'])} tokens"
     )
+    unmade = ", ".join(source["source"] for source in plan["data"] if source["tokens"] is None)
+    warnings = [*plan["warnings"]]
+    if unmade:
+        warnings.append(f"no token store for {unmade} yet: all devices would wait for it. `slm data tokenize` makes it ahead.")
     out = console(quiet)
-    for text in [*composed.notes, line, *(f"Warning: {w}" for w in plan["warnings"])]:
+    for text in [*composed.notes, line, *(f"Warning: {w}" for w in warnings)]:
         out.print(text, markup=False, soft_wrap=True)
     return composed.config, line
 
@@ -109,5 +116,7 @@ def _gpus_here() -> int:
     from slm.config.errors import ConfigError
 
     if not torch.cuda.is_available():
-        raise ConfigError("No GPU is found here. `slm launch local RECIPE --gpus 2` starts two processes on the CPU; one needs only `slm train`.")
+        raise ConfigError(
+            "No GPU is found here. `slm launch local RECIPE --gpus 2` starts two processes on the CPU; one needs only `slm train`."
+        )
     return torch.cuda.device_count()

@@ -12,7 +12,23 @@ import sys
 
 import typer
 
-from slm.cli import bench, data, doctor, evaluate, export, generate, launch, model, parts, plan, report, study, tokenizer, train, watch
+from slm.cli import (
+    bench,
+    data,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    launch,
+    model,
+    parts,
+    plan,
+    report,
+    study,
+    tokenizer,
+    train,
+    watch,
+)
 
 app = typer.Typer(
     name="slm",
@@ -24,7 +40,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (
-    train, launch, watch, report, plan, model, parts, tokenizer, data, evaluate, generate, export, study, bench, doctor,
+    train,
+    launch,
+    watch,
+    report,
+    plan,
+    model,
+    parts,
+    tokenizer,
+    data,
+    evaluate,
+    generate,
+    export,
+    study,
+    bench,
+    doctor,
 ):
     verb.register(app)
 

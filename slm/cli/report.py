@@ -20,7 +20,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="The page; by default <run>/report.html, or comparison.html for several runs.")
     ] = None,
-    x: Annotated[str, typer.Option("--x", help="First x axis of a comparison: tokens, steps, flops, hours.")] = "tokens",
+    x: Annotated[
+        str, typer.Option("--x", help="First x axis of a comparison: tokens, steps, flops, hours.")
+    ] = "tokens",
     json: JsonFlag = False,
 ) -> None:
     """Write a self-contained page of a run, finished or not; of several, one page that compares them."""

@@ -20,7 +20,9 @@ def register(app: typer.Typer) -> None:
 
 def watch(
     runs: Runs,
-    once: Annotated[bool, typer.Option("--once", help="Print one frame and end, as where there is no terminal.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print one frame and end, as where there is no terminal.")
+    ] = False,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 2.0,
     json: JsonFlag = False,
 ) -> None:

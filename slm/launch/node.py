@@ -10,6 +10,7 @@ SIGUSR1, on which the trainer saves at the step boundary, and a stop that can be
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -126,10 +127,8 @@ class _Forwarding:
 
 def send(pid: int, number: int) -> None:
     """Send a signal to a process that may have ended meanwhile."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def children(pid: int) -> list[int]:

@@ -47,7 +47,9 @@ class Job:
     def options(self, folder: Path) -> dict[str, str | None]:
         """The ``#SBATCH`` lines in order; logs go into ``folder``. Raises `ConfigError` for what sbatch couldn't read."""
         if not TIME.fullmatch(self.time):
-            raise ConfigError(f"--time {self.time!r} is no time limit. Slurm reads 90 (minutes), 1:30:00 or 2-00:00:00.")
+            raise ConfigError(
+                f"--time {self.time!r} is no time limit. Slurm reads 90 (minutes), 1:30:00 or 2-00:00:00."
+            )
         optional = {
             "partition": self.partition,
             "account": self.account,
@@ -69,9 +71,13 @@ class Job:
         }
         for key in self.extra:
             if key in ours:
-                raise ConfigError(f"--sbatch {key}: that option is set already, to {ours[key] or 'on'}; it has a flag of its own or must stay.")
+                raise ConfigError(
+                    f"--sbatch {key}: that option is set already, to {ours[key] or 'on'}; it has a flag of its own or must stay."
+                )
             if not re.fullmatch(r"[a-z][a-z0-9-]*", key):
-                raise ConfigError(f"--sbatch {key!r} is no option of sbatch. Give its long name, such as constraint=a100 or exclusive.")
+                raise ConfigError(
+                    f"--sbatch {key!r} is no option of sbatch. Give its long name, such as constraint=a100 or exclusive."
+                )
         options = ours | self.extra
         for key, value in options.items():
             if value is not None and re.search(r"[\s\"'\\#]", value):
@@ -108,7 +114,9 @@ def submit(text: str, run_dir: Path) -> tuple[str, Path]:
         RunError: it refused the job.
     """
     if shutil.which("sbatch") is None:
-        raise ConfigError("There is no `sbatch` on this machine: submit from a login node, or print the script with --dry-run.")
+        raise ConfigError(
+            "There is no `sbatch` on this machine: submit from a login node, or print the script with --dry-run."
+        )
     file = run_dir / "slurm" / "job.sh"
     file.parent.mkdir(parents=True, exist_ok=True)  # Slurm doesn't make the directory of its log, and fails silently
     file.write_text(text)

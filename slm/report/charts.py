@@ -67,7 +67,14 @@ def draw(chart: Chart) -> str:
             axes.set_ylim(*chart.y_range)
         _references(axes, chart.references)
         if len(chart.marks):
-            axes.plot(chart.marks, [0.02] * len(chart.marks), "|", color=MARK, markersize=9, transform=axes.get_xaxis_transform())
+            axes.plot(
+                chart.marks,
+                [0.02] * len(chart.marks),
+                "|",
+                color=MARK,
+                markersize=9,
+                transform=axes.get_xaxis_transform(),
+            )
         _frame(axes, chart)
         out = io.StringIO()
         nothing: Any = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -124,7 +124,9 @@ def _charts(train: list[dict[str, Any]], evals: list[dict[str, Any]], summary: d
         ("memory", memory_key(train), "memory (GiB)", 2.0**-30),
     ):
         x, y = _curve(train, key, scale)
-        small = Chart(TOKENS, label, [Line(key, x, y)], wide=False, marks=marks if name in ("loss", "grad_norm") else ())
+        small = Chart(
+            TOKENS, label, [Line(key, x, y)], wide=False, marks=marks if name in ("loss", "grad_norm") else ()
+        )
         charts[name] = draw(small) if x else ""
     return charts
 
@@ -166,4 +168,3 @@ def _fields(part: dict[str, Any]) -> str:
 
 def _median(values: list[float]) -> float | None:
     return statistics.median(values) if values else None
-

@@ -1,17 +1,19 @@
-"""Curves of a long run, made short enough to draw: a page shows some thousand points, a month of training logs a million."""
+"""Curves of a long run, made short enough to draw: a page shows some hundred points, a month of training logs a million."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-LIMIT = 1200
+LIMIT = 600
 
 
 def buckets(count: int, limit: int = LIMIT) -> list[slice]:
     """At most ``limit`` runs of neighbours that cover ``count`` points, the last point alone: it is what people look up."""
     size = max(1, math.ceil((count - 1) / max(1, limit - 1)))
-    return [slice(i, min(i + size, count - 1)) for i in range(0, count - 1, size)] + ([slice(count - 1, count)] if count else [])
+    return [slice(i, min(i + size, count - 1)) for i in range(0, count - 1, size)] + (
+        [slice(count - 1, count)] if count else []
+    )
 
 
 def thinned(x: Sequence[float], y: Sequence[float], limit: int = LIMIT) -> tuple[list[float], list[float]]:

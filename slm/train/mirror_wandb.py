@@ -7,6 +7,7 @@ at the end the child has a bounded time before it is killed with all that it sta
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -123,10 +124,8 @@ class WandbMirror:
 
     def _kill(self) -> None:
         """End the child and what it started."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._child.wait()
 
 

@@ -64,7 +64,7 @@ def number(value: float) -> str:
     if value == 0:
         return "0"
     if abs(value) >= 1e4:
-        for factor, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
             if abs(value) >= factor:
                 return f"{value / factor:.3g}{letter}"
     return f"{value:.4g}" if abs(value) >= 1e-2 else f"{value:.1e}"

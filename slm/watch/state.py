@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -126,7 +127,7 @@ def _state(run_dir: Path, quiet: float, train: list[dict[str, Any]]) -> str:
 def _interval(train: list[dict[str, Any]]) -> float:
     """Median seconds between the newest records."""
     times = [r["seconds"] for r in train[-RECENT - 1 :] if "seconds" in r]
-    return statistics.median(b - a for a, b in zip(times, times[1:], strict=False)) if len(times) > 1 else 0.0
+    return statistics.median(b - a for a, b in itertools.pairwise(times)) if len(times) > 1 else 0.0
 
 
 def _recent(train: list[dict[str, Any]], key: str) -> float | None:

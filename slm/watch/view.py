@@ -24,7 +24,12 @@ def frame(runs: Sequence[Watched], now: Sequence[Snapshot], width: int, height: 
     """All of it, ``width`` columns wide and, where that is possible, at most ``height`` lines high."""
     heads: list[RenderableType] = []
     for i, snapshot in enumerate(now):
-        heads += [_title(snapshot, i if len(now) > 1 else None, width), _bar(snapshot), *_figures(snapshot, width), Text()]
+        heads += [
+            _title(snapshot, i if len(now) > 1 else None, width),
+            _bar(snapshot),
+            *_figures(snapshot, width),
+            Text(),
+        ]
     across = 2 if width >= BESIDE else 1
     down = -(-4 // across)
     free = height - sum(5 for _ in now) - 1
@@ -67,7 +72,9 @@ def _bar(now: Snapshot) -> RenderableType:
     elif now.eta is not None:
         text += f"   ETA {span(now.eta)}"
     done = min(1.0, now.step / now.total_steps) if now.total_steps else 0.0
-    line.add_row(ProgressBar(total=1.0, completed=done, width=BAR), Text(f"{done:4.0%}" if now.total_steps else ""), text)
+    line.add_row(
+        ProgressBar(total=1.0, completed=done, width=BAR), Text(f"{done:4.0%}" if now.total_steps else ""), text
+    )
     return line
 
 
@@ -103,7 +110,11 @@ def _maybe(value: float | None, how: str) -> str | None:
 def _heldout(now: Snapshot) -> str | None:
     if now.heldout_bpb is None:
         return None
-    best = "" if now.best_heldout_bpb == now.heldout_bpb else f" (best {now.best_heldout_bpb:.4f} at step {now.best_step:,})"
+    best = (
+        ""
+        if now.best_heldout_bpb == now.heldout_bpb
+        else f" (best {now.best_heldout_bpb:.4f} at step {now.best_step:,})"
+    )
     return f"{now.heldout_bpb:.4f}{best}"
 
 
@@ -126,9 +137,11 @@ def _charts(runs: Sequence[Watched], width: int, rows: int, across: int) -> Rend
     ]
     charts: list[Callable[[], Text]] = [
         lambda: plot("loss, nats per token", curves("loss"), width, rows, end),
-        lambda: plot("held-out bits per byte", heldout, width, rows, end)
-        if several
-        else plot("bits per byte: training, held-out in orange", [*curves("bpb"), *heldout], width, rows, end),
+        lambda: (
+            plot("held-out bits per byte", heldout, width, rows, end)
+            if several
+            else plot("bits per byte: training, held-out in orange", [*curves("bpb"), *heldout], width, rows, end)
+        ),
         lambda: plot("learning rate", curves("lr"), width, rows, end),
         lambda: plot("gradient norm", curves("grad_norm"), width, rows, end),
     ]

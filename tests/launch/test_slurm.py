@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support import slm
 from typer.testing import CliRunner
 
 from slm import checkpoint
@@ -20,7 +21,6 @@ from slm.config.yaml import dump_yaml
 from slm.launch.node import Place, _Forwarding, children, run_workers
 from slm.launch.slurm import Job, script, submit
 from slm.train.metrics import read_metrics
-from support import slm
 
 FAST = ["finish.samples=0", "finish.export=[]", "finish.report=false"]
 JOB = Job("a run/with blanks", nodes=4, gpus_per_node=8, time="24:00:00", partition="a100", extra={"exclusive": None})
@@ -150,6 +150,7 @@ def test_a_dry_run_prints_the_script_and_nothing_else(slurm: Path) -> None:
 def test_local_is_a_torchrun_line_after_the_plan() -> None:
     out = launch("local", "toy", "train.seed=1", "--gpus", "2", "--dry-run")
     assert "512k tokens (" in out
+    assert "no token store for" in out
     assert out.splitlines()[-1] == "torchrun --standalone --nproc-per-node 2 -m slm train toy train.seed=1"
 
 

@@ -138,7 +138,14 @@ def test_the_page_of_a_run_shows_sources_memory_and_skips(run) -> None:
     text = write_run_report(place).read_text()
     Page(text)
     assert text.count("<svg") == 8
-    for part in ("Held-out text by source", "&lt;web&gt;", "memory (GiB)", "model FLOPs utilisation", "Red ticks", "1 in all"):
+    for part in (
+        "Held-out text by source",
+        "&lt;web&gt;",
+        "memory (GiB)",
+        "model FLOPs utilisation",
+        "Red ticks",
+        "1 in all",
+    ):
         assert part in text, part
 
 

@@ -186,4 +186,4 @@ def test_the_first_steps_do_not_flatten_the_rest() -> None:
 
 def test_labels_are_short() -> None:
     values = (0, 3.14159, 12_345, 1.5e9, 1e-5, 0.25, -3.2)
-    assert [number(v) for v in values] == ["0", "3.142", "12.3k", "1.5B", "1.0e-05", "0.25", "-3.2"]
+    assert [number(v) for v in values] == ["0", "3.142", "12.3k", "1.5G", "1.0e-05", "0.25", "-3.2"]

@@ -59,7 +59,7 @@ function draw(figure, chart, axis, log) {
   const X = v => LEFT + place(v) * (W - LEFT - RIGHT), Y = v => H - BOTTOM - (v - low) / (high - low) * (H - TOP - BOTTOM);
   const clip = `clip-${chart.kind}-${chart.key.replace(/\W/g, "-")}`;
   element("rect", { x: LEFT - 3, y: TOP, width: W - LEFT - RIGHT + 6, height: H - TOP - BOTTOM }, element("clipPath", { id: clip }, svg));
-  for (const v of ticks(low, high, 4)) {
+  for (const v of ticks(low, high, 6)) {
     element("line", { x1: LEFT, x2: W - RIGHT, y1: Y(v), y2: Y(v) }, svg);
     element("text", { x: LEFT - 6, y: Y(v) + 4, "text-anchor": "end" }, svg).textContent = short(v);
   }
