@@ -103,7 +103,9 @@ def _plan(recipe: str, overrides: list[str], quiet: bool = False) -> tuple[Any, 
     unmade = ", ".join(source["source"] for source in plan["data"] if source["tokens"] is None)
     warnings = [*plan["warnings"]]
     if unmade:
-        warnings.append(f"no token store for {unmade} yet: all devices would wait for it. `slm data tokenize` makes it ahead.")
+        warnings.append(
+            f"no token store for {unmade} yet: all devices would wait for it. `slm data tokenize` makes it ahead."
+        )
     out = console(quiet)
     for text in [*composed.notes, line, *(f"Warning: {w}" for w in warnings)]:
         out.print(text, markup=False, soft_wrap=True)

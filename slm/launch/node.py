@@ -2,7 +2,8 @@
 
 torchrun (`torch.distributed.run`) dies of SIGUSR1, answers SIGTERM by giving its workers 30 seconds, and turns every
 failure of a worker into exit code 1. Here a request to stop (SIGUSR1, SIGTERM, Ctrl-C) is passed to the workers as
-SIGUSR1, on which the trainer saves at the step boundary, and a stop that can be resumed comes back as `RESUMABLE`.
+SIGTERM (SIGUSR1 may be taken by NCCL), on which the trainer saves at the step boundary, and a stop that can be resumed
+comes back as `RESUMABLE`.
 
     srun python -m slm.launch.node --processes 8 --head node01 --port 23456 --resumable FILE -- RECIPE [k=v ...]
 """
@@ -105,7 +106,7 @@ class _Forwarding:
         self.requested = True
         workers = children(os.getpid())
         for pid in workers:
-            send(pid, signal.SIGKILL if again else signal.SIGUSR1)
+            send(pid, signal.SIGKILL if again else signal.SIGTERM)
         if not workers:
             raise _NothingStarted
 

@@ -142,8 +142,8 @@ def _row(run: RunFiles, name: str, index: int) -> dict[str, Any]:
 
 def _differences(first: RunFiles, other: RunFiles) -> list[str]:
     """What defines the other experiment and not the first: ``train.optim.lr: 0.001 -> 0.003``."""
-    of = [{section: run.config.get(section) for section in EXPERIMENT} for run in (first, other)]
-    lines = differences(*of)
+    old, new = ({section: run.config.get(section) for section in EXPERIMENT} for run in (first, other))
+    lines = differences(old, new)
     more = len(lines) - MOST_DIFFERENCES
     return lines if more <= 0 else [*lines[:MOST_DIFFERENCES], f"and {more} more"]
 

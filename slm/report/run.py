@@ -90,7 +90,7 @@ def tokens_at(steps: list[int], train: list[dict[str, Any]]) -> list[float]:
     known = [(0, 0), *((r["step"], r["tokens"]) for r in train)]
     if steps and steps[-1] > known[-1][0] > 0:  # evaluated after the last record that was written
         known.append((steps[-1], round(known[-1][1] * steps[-1] / known[-1][0])))
-    result: list[float] = np.interp(steps, *zip(*known, strict=True)).tolist()
+    result: list[float] = np.interp(steps, [step for step, _ in known], [tokens for _, tokens in known]).tolist()
     return result
 
 

@@ -1,7 +1,7 @@
 """SIGTERM, SIGUSR1 and Ctrl-C: finish the step, save, leave. A second Ctrl-C leaves at once.
 
-SIGUSR1 is what a batch scheduler is asked to send ahead of a job's end (`slm launch slurm`). Unlike SIGTERM, nothing
-between the scheduler and the trainer ends on it by itself, so it is the one to pass on.
+SIGUSR1 is what batch schedulers are asked to send ahead of a job's end (`slm launch slurm`), and with some ways of tracking
+processes they send it to all of them.
 """
 
 from __future__ import annotations

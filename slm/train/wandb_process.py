@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,8 @@ KINDS = ("train", "eval")
 
 
 def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # meant for the trainer, which says when it ends
+        signal.signal(number, signal.SIG_IGN)
     report = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what wandb prints is no report
     try:

@@ -81,7 +81,7 @@ class Canvas:
     def line(self, points: Sequence[tuple[float, float]], colour: int) -> None:
         """Join points given in shares of the canvas, from its lower left. Many points in a column of dots are drawn as
         their mean, so that a noisy curve stays a curve."""
-        across, sums = 2 * self.columns - 1, {}
+        across, sums = 2 * self.columns - 1, dict[int, tuple[float, int]]()
         for x, y in points:
             total, n = sums.get(column := round(x * across), (0.0, 0))
             sums[column] = (total + y, n + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -76,6 +77,22 @@ def test_a_killed_trainer_leaves_a_run_that_failed(tiny, fake) -> None:
     mirror._child.stdin.close()  # what the system does for a process that is killed
     mirror._child.wait(timeout=60)
     assert lines(file)[-1] == ["finish", 1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_for_the_trainer_does_not_end_the_copy(tiny, fake, number: int) -> None:
+    file, said = fake(GOOD), []
+    copy = mirrors(tiny, said, wandb={"mode": "online"})
+    copy.write(TRAIN)
+    deadline = time.monotonic() + 60
+    while not (file.exists() and '"log"' in file.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    copy._standing["wandb"]._child.send_signal(number)
+    copy.write(EVAL)
+    copy.close()
+    assert said == []
+    assert lines(file)[-1] == ["finish", 0]
 
 
 @pytest.mark.parametrize(
