@@ -28,6 +28,8 @@ DOORS: dict[str, set[str]] = {
     "slm.study": {"config", "run", "train", "eval", "cost", "report"},
     "slm.planning": {"config", "run", "data", "model", "train", "cost", "export"},
     "slm.pipeline": {"config", "run", "data", "train", "eval", "generate", "export", "checkpoint", "report", "cost"},
+    "slm.launch": {"config"},
+    "slm.watch": {"config", "report", "run", "train"},
     "slm.cli": EVERYTHING,
     "slm.__main__": {"cli"},
     "slm.__init__": set(),

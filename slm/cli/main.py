@@ -20,12 +20,15 @@ from slm.cli import (
     evaluate,
     export,
     generate,
+    launch,
     model,
     parts,
     plan,
+    report,
     study,
     tokenizer,
     train,
+    watch,
 )
 
 app = typer.Typer(
@@ -37,7 +40,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (train, plan, model, parts, tokenizer, data, evaluate, generate, export, checkpoint, study, bench, doctor):
+for verb in (
+    train,
+    launch,
+    watch,
+    report,
+    plan,
+    model,
+    parts,
+    tokenizer,
+    data,
+    evaluate,
+    generate,
+    export,
+    checkpoint,
+    study,
+    bench,
+    doctor,
+):
     verb.register(app)
 
 

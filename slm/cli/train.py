@@ -8,9 +8,7 @@ from typing import Annotated
 import typer
 
 from slm.cli.output import JsonFlag, Overrides, Recipe, console, emit_json
-
-RESUMABLE = 75
-"""Exit code (EX_TEMPFAIL) of a run that was stopped and can be resumed by the same command."""
+from slm.config.errors import RESUMABLE
 
 
 def register(app: typer.Typer) -> None:

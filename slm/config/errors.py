@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+RESUMABLE = 75
+"""Exit code (EX_TEMPFAIL) of a run that was stopped at a step boundary and that the same command resumes."""
+
 
 class SlmError(Exception):
     """A failure that is explained in one paragraph: what, where, and what to do about it."""

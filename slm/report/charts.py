@@ -19,6 +19,7 @@ _INK = "#123456"
 """Stands for the page's text colour; replaced by ``currentColor`` in the finished SVG."""
 COLOURS = ("#2f6fde", "#e0662b", "#2a9d78", "#a3489b", "#b58900", "#6c757d")
 """Curves in this order, readable on white; base.html.j2 has lighter ones for a dark page under the same numbers."""
+MARK = "#d1495b"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 LABEL_GAP = 0.065
 """Least distance between two labels at the right edge, as a share of the axis."""
@@ -46,6 +47,8 @@ class Chart:
     references: dict[str, float] = field(default_factory=dict)
     wide: bool = True
     y_range: tuple[float, float] | None = None
+    marks: Sequence[float] = ()
+    """Places on the x axis where something happened: short ticks at the bottom."""
 
 
 def draw(chart: Chart) -> str:
@@ -63,6 +66,15 @@ def draw(chart: Chart) -> str:
         if chart.y_range:
             axes.set_ylim(*chart.y_range)
         _references(axes, chart.references)
+        if len(chart.marks):
+            axes.plot(
+                chart.marks,
+                [0.02] * len(chart.marks),
+                "|",
+                color=MARK,
+                markersize=9,
+                transform=axes.get_xaxis_transform(),
+            )
         _frame(axes, chart)
         out = io.StringIO()
         nothing: Any = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from slm.config.errors import RunError
 from slm.report.charts import Chart, Line, draw
 from slm.report.page import render, write
+from slm.report.records import METRICS, RunFiles
+from slm.report.thin import thinned
 
 TOKENS = "training tokens (millions)"
 
 
-def write_run_report(run_dir: Path) -> Path:
-    """Write ``report.html`` into a run directory; an unfinished run gets a page that says so."""
-    records = _records(run_dir / "metrics.jsonl")
-    summary_file = run_dir / "summary.json"
-    summary = json.loads(summary_file.read_text()) if summary_file.exists() else None
-    config = yaml.safe_load((run_dir / "config.yaml").read_text())
-    train = [r for r in records if r["kind"] == "train"]
+def write_run_report(run_dir: Path, out: Path | None = None) -> Path:
+    """Write the page of a run, by default its ``report.html``; an unfinished run gets a page that says so."""
+    if not (run_dir / METRICS).exists():
+        raise RunError(f"{run_dir} is no run directory: it has no {METRICS}.")
+    files = RunFiles(run_dir)
+    train, evals, summary, config = files.records.train, files.records.eval, files.summary, files.config
     if not train:
         raise RunError(f"{run_dir} has no training records yet, so there is nothing to report.")
-    evals = [r for r in records if r["kind"] == "eval"]
     page = render(
         "run.html.j2",
         title=config["name"],
@@ -43,9 +40,10 @@ def write_run_report(run_dir: Path) -> Path:
         optim=_fields(config["train"]["optim"]),
         schedule=_fields(config["train"]["schedule"]),
         budget=_fields(config["train"]["budget"]),
-        mfu=_median([r["mfu_causal"] for r in train if r["mfu_causal"] is not None]),
+        mfu=_median([r["mfu_causal"] for r in train if r.get("mfu_causal") is not None]),
+        skipped=len(skipped_at(train)),
     )
-    return write(run_dir / "report.html", page)
+    return write(out or run_dir / "report.html", page)
 
 
 def _source(data: dict[str, Any]) -> dict[str, str]:
@@ -59,10 +57,9 @@ def _source(data: dict[str, Any]) -> dict[str, str]:
 
 def bpb_chart(train: list[dict[str, Any]], evals: list[dict[str, Any]], summary: dict[str, Any] | None) -> Chart:
     """Bits per byte over training tokens; once finished, with the final figure and the compressors beside it."""
-    per_step = train[-1]["tokens"] / train[-1]["step"]
-    lines = [Line("training batches", [r["tokens"] / 1e6 for r in train], [r["bpb"] for r in train])]
+    lines = [Line("training batches", *_curve(train, "bpb"))]
     if evals:
-        x = [r["step"] * per_step / 1e6 for r in evals]
+        x = [t / 1e6 for t in tokens_at([r["step"] for r in evals], train)]
         lines.append(Line("held-out sample", x, [r["heldout_bpb"] for r in evals], marked=True))
     final = (summary or {}).get("bpb")
     if final is not None:
@@ -70,6 +67,37 @@ def bpb_chart(train: list[dict[str, Any]], evals: list[dict[str, Any]], summary:
     references = (summary or {}).get("baselines") or {}
     values = [v for line in lines for v in line.y if math.isfinite(v)] + list(references.values())
     return Chart(TOKENS, "bits per byte", lines, references, y_range=_readable(values))
+
+
+def source_chart(train: list[dict[str, Any]], evals: list[dict[str, Any]]) -> Chart | None:
+    """Held-out bits per byte of each source, if there are several."""
+    records = [r for r in evals if r.get("heldout_bpb_by_source")]
+    names = sorted({name for r in records for name in r["heldout_bpb_by_source"]})
+    if not names:
+        return None
+    lines = []
+    for name in names:
+        own = [r for r in records if name in r["heldout_bpb_by_source"]]
+        x = [t / 1e6 for t in tokens_at([r["step"] for r in own], train)]
+        lines.append(Line(name, x, [r["heldout_bpb_by_source"][name] for r in own], marked=True))
+    return Chart(TOKENS, "held-out bits per byte", lines, y_range=_readable([v for line in lines for v in line.y]))
+
+
+def tokens_at(steps: list[int], train: list[dict[str, Any]]) -> list[float]:
+    """Tokens seen at given steps; between two records in proportion, since a batch may grow."""
+    import numpy as np
+
+    known = [(0, 0), *((r["step"], r["tokens"]) for r in train)]
+    if steps and steps[-1] > known[-1][0] > 0:  # evaluated after the last record that was written
+        known.append((steps[-1], round(known[-1][1] * steps[-1] / known[-1][0])))
+    result: list[float] = np.interp(steps, [step for step, _ in known], [tokens for _, tokens in known]).tolist()
+    return result
+
+
+def skipped_at(train: list[dict[str, Any]]) -> list[float]:
+    """Tokens (millions) of the records by which more steps had been skipped than before."""
+    counts = [0, *(r.get("skipped", 0) for r in train)]
+    return [r["tokens"] / 1e6 for before, r in zip(counts, train, strict=False) if r.get("skipped", 0) > before]
 
 
 def _readable(values: list[float]) -> tuple[float, float] | None:
@@ -83,18 +111,35 @@ def _readable(values: list[float]) -> tuple[float, float] | None:
 
 
 def _charts(train: list[dict[str, Any]], evals: list[dict[str, Any]], summary: dict[str, Any] | None) -> dict[str, str]:
-    tokens = [r["tokens"] / 1e6 for r in train]
+    """The page's charts; of what wasn't recorded there is none."""
+    marks = skipped_at(train)
+    by_source = source_chart(train, evals)
+    charts = {"bpb": draw(bpb_chart(train, evals, summary)), "sources": draw(by_source) if by_source else ""}
+    for name, key, label, scale in (
+        ("loss", "loss", "loss (nats per token)", 1.0),
+        ("lr", "lr", "learning rate", 1.0),
+        ("grad_norm", "grad_norm", "gradient norm", 1.0),
+        ("speed", "tokens_per_s", "tokens per second", 1.0),
+        ("mfu", "mfu_causal", "model FLOPs utilisation", 1.0),
+        ("memory", memory_key(train), "memory (GiB)", 2.0**-30),
+    ):
+        x, y = _curve(train, key, scale)
+        small = Chart(
+            TOKENS, label, [Line(key, x, y)], wide=False, marks=marks if name in ("loss", "grad_norm") else ()
+        )
+        charts[name] = draw(small) if x else ""
+    return charts
 
-    def small(key: str, label: str) -> str:
-        return draw(Chart(TOKENS, label, [Line(key, tokens, [r[key] for r in train])], wide=False))
 
-    return {
-        "bpb": draw(bpb_chart(train, evals, summary)),
-        "loss": small("loss", "loss (nats per token)"),
-        "lr": small("lr", "learning rate"),
-        "grad_norm": small("grad_norm", "gradient norm before clipping"),
-        "speed": small("tokens_per_s", "tokens per second"),
-    }
+def _curve(train: list[dict[str, Any]], key: str, scale: float = 1.0) -> tuple[list[float], list[float]]:
+    """(tokens in millions, values) of the records that have ``key``, few enough to draw."""
+    there = [r for r in train if isinstance(r.get(key), int | float)]
+    return thinned([r["tokens"] / 1e6 for r in there], [r[key] * scale for r in there])
+
+
+def memory_key(train: list[dict[str, Any]]) -> str:
+    """The record's field of the memory in use, in bytes."""
+    return next((key for key in train[-1] if "memory" in key and key.endswith("bytes")), "memory_bytes")
 
 
 def _bars(summary: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -123,9 +168,3 @@ def _fields(part: dict[str, Any]) -> str:
 
 def _median(values: list[float]) -> float | None:
     return statistics.median(values) if values else None
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        raise RunError(f"{path.parent} is no run directory: it has no metrics.jsonl.")
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]

@@ -158,3 +158,5 @@ class Log(Config):
     resume: Literal["latest", "latest-valid"] = "latest"
     """latest-valid: if the newest checkpoint is damaged, go on from the newest that is whole, and lose the steps between."""
     wandb: Wandb = Wandb()
+    tensorboard: bool = False
+    """Also write TensorBoard event files, into ``<run>/tensorboard``."""

@@ -18,6 +18,7 @@ from slm.train.parallel.world import pick_device
 OPTIONAL = {
     "transformers": "needed to verify exports: pip install 'slm[hf]'",
     "wandb": "needed for log.wandb: pip install 'slm[wandb]'",
+    "tensorboard": "needed for log.tensorboard: pip install 'slm[tb]'",
     "triton": "Triton kernels; comes with torch on Linux with CUDA",
     "flash_attn": "optional attention kernels on CUDA",
 }

@@ -27,7 +27,7 @@ from slm.train.course import Course
 from slm.train.heldout import Heldout
 from slm.train.measure import Meter
 from slm.train.metrics import MetricsLog
-from slm.train.mirror import Mirror
+from slm.train.mirror import Mirrors
 from slm.train.parallel.world import World
 from slm.train.profile import profiler
 from slm.train.progress import Silent, TrainProgress
@@ -104,35 +104,42 @@ class Session:
 
     def start(self) -> None:
         """Resume, open the records."""
-        state, run = self.state, self.run
-        found = newest(self.run_dir, self.world, consent=run.log.resume == "latest-valid", say=self.progress.say)
-        begun = found is not None
-        if found is None and run.train.branch is not None:
-            found = branch_point(run)
-        if found is not None:
-            resume(state, found, self.world, rows_before=None if begun else self.course.batches.rows_before)
-            self.saved_at = state.step if begun else -1
-            if not begun and self.world.main:
-                checkpoint.pin(found, f"{self.run_dir} branches from it")
-                inherit_metrics(self.run_dir, found, state.step)
-        keep, spare = run.log.keep, found if begun else None
+        state, run, main, say = self.state, self.run, self.world.main, self.progress.say
+        said, resumed_from = self._take_up()
+        keep = run.log.keep
         self.saver = checkpoint.Saver(
-            self.run_dir, keep, self.world, every_steps=self.course.steps(keep.every), spare=spare,
+            self.run_dir, keep, self.world, every_steps=self.course.steps(keep.every), spare=resumed_from,
             asynchronous=run.log.checkpoint_async,
         )  # fmt: skip
-        self.log = MetricsLog(self.run_dir / "metrics.jsonl", state.step) if self.world.main else None
-        wandb = run.log.wandb if self.world.main else type(run.log.wandb)()
-        self.mirror = Mirror(wandb, self.run_dir, run.name, run.identity, run.experiment(), self.progress.say)
-        self.profiler = profiler(run.log.profile, self.run_dir / "profile", self.world, self.progress.say)
+        self.log = MetricsLog(self.run_dir / "metrics.jsonl", state.step) if main else None
+        self.mirror = Mirrors.of(run, self.run_dir, state.step, say) if main else Mirrors({}, say)
+        self.profiler = profiler(run.log.profile, self.run_dir / "profile", self.world, say)
         self.progress.start(f"Training {run.name}", state.step, self.course.end)
-        if found is not None:
-            what = "Resumed from" if begun else f"Branches from {found} at"
-            where = f" in {self.run_dir}" if begun else ""
-            self.progress.say(f"{what} step {state.step:,} of {self.course.total:,}{where}")
-            for line in self._executed_differently(found):
-                self.progress.say(line)
+        for line in said:
+            say(line)
         state.spread.module.train()
         self.meter.begin(self.course.tokens(state.step))
+
+    def _take_up(self) -> tuple[list[str], Path | None]:
+        """Go on from this run's newest checkpoint, or from a branch's trunk. Returns what there is to say, and this run's checkpoint."""
+        state, run = self.state, self.run
+        of = f"step {{:,}} of {self.course.total:,}"
+        found = newest(self.run_dir, self.world, consent=run.log.resume == "latest-valid", say=self.progress.say)
+        if found is not None:
+            resume(state, found, self.world)
+            self.saved_at = state.step
+            return [
+                f"Resumed from {of.format(state.step)} in {self.run_dir}",
+                *self._executed_differently(found),
+            ], found
+        if run.train.branch is None:
+            return [], None
+        point = branch_point(run)
+        resume(state, point, self.world, rows_before=self.course.batches.rows_before)
+        if self.world.main:
+            checkpoint.pin(point, f"{self.run_dir} branches from it")
+            inherit_metrics(self.run_dir, point, state.step)
+        return [f"Branches from {point} at {of.format(state.step)}", *self._executed_differently(point)], None
 
     def _executed_differently(self, found: Path) -> list[str]:
         """What of ``impl`` is another than when a checkpoint was written. It is allowed, and said."""

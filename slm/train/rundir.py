@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,13 +34,15 @@ def claimed(run: "Run", run_dir: Path) -> Iterator[None]:
         RunError: another process is training there.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("w") as lock:
+    with (run_dir / ".lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunError(
                 f"{run_dir} is in use: another process is training there. Wait for it, or set log.dir or name."
             ) from None
+        lock.truncate(0)
+        print(socket.gethostname(), os.getpid(), file=lock, flush=True)  # for `slm watch`, where it can't see the lock
         refuse_other_experiment(run, run_dir)
         (run_dir / "config.yaml").write_text(dump_yaml(run.model_dump(mode="json"), run.notes))
         yield
@@ -63,5 +67,9 @@ def _experiment_in(file: Path, schema: "type[Run]") -> dict[str, Any]:
     plain = yaml.safe_load(file.read_text()) or {}
     try:
         return schema(**plain).experiment()
-    except (ConfigError, ValueError, TypeError):  # settings that are no longer there, or parts of plugins that aren't loaded
+    except (
+        ConfigError,
+        ValueError,
+        TypeError,
+    ):  # settings that are no longer there, or parts of plugins that aren't loaded
         return dict(plain)

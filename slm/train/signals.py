@@ -1,4 +1,8 @@
-"""SIGTERM and Ctrl-C: finish the step, save, leave. A second Ctrl-C leaves at once."""
+"""SIGTERM, SIGUSR1 and Ctrl-C: finish the step, save, leave. A second Ctrl-C leaves at once.
+
+SIGUSR1 is what batch schedulers are asked to send ahead of a job's end (`slm launch slurm`), and with some ways of tracking
+processes they send it to all of them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any
 class StopRequest:
     """Context manager; ``requested`` turns true when the process is asked to stop."""
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self.requested = False

@@ -94,7 +94,7 @@ def test_kills_at_random_moments_change_nothing(tiny, count: int, changes: dict)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_leaves_and_the_same_command_resumes(tiny, number: int) -> None:
     file = recipe(tiny, train__budget={"steps": 2000}, log__checkpoint_every=None, log__eval_every=None)
     process = subprocess.Popen(

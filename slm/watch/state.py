@@ -1,0 +1,155 @@
+"""What there is to know about a run now, as one flat object: the JSON of `slm watch --json`, and what the view shows."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from slm.config.identity import fingerprint
+from slm.report.records import CONFIG, METRICS, RunFiles
+from slm.watch.facts import total_steps
+from slm.watch.lock import held
+
+SECTIONS = ("model", "tokenizer", "data", "train")
+"""The sections of a config that define the experiment (slm/run.py)."""
+STALLED_SECONDS = 180.0
+RECENT = 20
+"""Records whose median is the pace."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one moment. Times are in seconds, ``quiet`` the time since its files last changed; None is unknown."""
+
+    name: str
+    dir: str
+    identity: str | None
+    state: str
+    """running, stalled, interrupted or finished."""
+    quiet: float
+    params: int | None
+    step: int
+    total_steps: int | None
+    tokens: int
+    tokens_per_param: float | None
+    loss: float | None
+    bpb: float | None
+    lr: float | None
+    grad_norm: float | None
+    tokens_per_s: float | None
+    mfu: float | None
+    skipped: int
+    seconds: float
+    eta: float | None
+    heldout_bpb: float | None
+    best_heldout_bpb: float | None
+    best_step: int | None
+    checkpoint_step: int | None
+    checkpoint_age: float | None
+    final_bpb: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """As an object that is valid JSON: a loss that is not a number is null."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+class Watched:
+    """A run that is looked at again and again."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.files = RunFiles(run_dir)
+        self._total: int | None = None
+        self._asked = False
+
+    def look(self) -> Snapshot:
+        """Read what is new and say how the run stands."""
+        files = self.files
+        files.refresh()
+        train, summary = files.records.train, files.summary
+        last = train[-1] if train else {}
+        step = last.get("step", 0)
+        finished = bool(summary) and not summary.get("interrupted")  # type: ignore[union-attr]
+        if finished:
+            self._total = summary["steps"]  # type: ignore[index]
+        elif train and not self._asked:  # once there are records the parameters are known, and torch is seldom needed
+            self._total, self._asked = total_steps(files.config, files.params), True
+        quiet = _age(files.dir / METRICS, files.dir / CONFIG)
+        speed = _recent(train, "tokens_per_s")
+        evals = [r for r in files.records.eval if math.isfinite(r["heldout_bpb"])]
+        best = min(evals, key=lambda r: r["heldout_bpb"], default={})
+        checkpoint = max((files.dir / "checkpoints").glob("step-*"), default=None)
+        return Snapshot(
+            name=files.name,
+            dir=str(files.dir),
+            identity=_identity(files.config),
+            state="finished" if finished else _state(files.dir, quiet, train),
+            quiet=quiet,
+            params=files.params,
+            step=step,
+            total_steps=self._total,
+            tokens=last.get("tokens", 0),
+            tokens_per_param=last.get("tokens_per_param"),
+            loss=last.get("loss"),
+            bpb=last.get("bpb"),
+            lr=last.get("lr"),
+            grad_norm=last.get("grad_norm"),
+            tokens_per_s=speed,
+            mfu=_recent(train, "mfu_causal"),
+            skipped=last.get("skipped", 0),
+            seconds=last.get("seconds", 0.0),
+            eta=_eta(last, self._total, speed),
+            heldout_bpb=evals[-1]["heldout_bpb"] if evals else None,
+            best_heldout_bpb=best.get("heldout_bpb"),
+            best_step=best.get("step"),
+            checkpoint_step=int(checkpoint.name.partition("-")[2]) if checkpoint else None,
+            checkpoint_age=_age(checkpoint) if checkpoint else None,
+            final_bpb=summary.get("bpb") if summary else None,
+        )
+
+
+def _state(run_dir: Path, quiet: float, train: list[dict[str, Any]]) -> str:
+    """running, stalled or interrupted. Of a run on another machine only the age of its log is known."""
+    patience = max(STALLED_SECONDS, 10 * _interval(train))
+    trained = held(run_dir)
+    if trained is None:
+        return "running" if quiet < patience else "stalled"
+    if not trained:
+        return "interrupted"
+    return "running" if quiet < patience else "stalled"
+
+
+def _interval(train: list[dict[str, Any]]) -> float:
+    """Median seconds between the newest records."""
+    times = [r["seconds"] for r in train[-RECENT - 1 :] if "seconds" in r]
+    return statistics.median(b - a for a, b in itertools.pairwise(times)) if len(times) > 1 else 0.0
+
+
+def _recent(train: list[dict[str, Any]], key: str) -> float | None:
+    values = [r[key] for r in train[-RECENT:] if r.get(key) is not None]
+    return statistics.median(values) if values else None
+
+
+def _eta(last: dict[str, Any], total: int | None, tokens_per_s: float | None) -> float | None:
+    """Seconds of training left at the newest pace; evaluations and checkpoints aren't in it."""
+    if not last.get("step") or total is None or not tokens_per_s:
+        return None
+    return max(0, total - last["step"]) * last["tokens"] / last["step"] / tokens_per_s
+
+
+def _identity(config: dict[str, Any]) -> str | None:
+    """The experiment's hash, from a resolved config."""
+    if not all(section in config for section in SECTIONS):
+        return None
+    return fingerprint({section: value for section, value in config.items() if section in SECTIONS})
+
+
+def _age(*paths: Path) -> float:
+    """Seconds since the newest of ``paths`` changed; 0 where the clock of a shared disk runs ahead. They may not exist."""
+    times = [p.stat().st_mtime for p in paths if p.exists()]
+    return max(0.0, time.time() - max(times)) if times else 0.0
