@@ -26,7 +26,7 @@ DOORS: dict[str, set[str]] = {
     "slm.train": {"config", "model", "data", "checkpoint", "eval", "cost"},
     "slm.run": {"config", "model", "data", "train"},
     "slm.study": {"config", "run", "train", "eval", "cost", "report"},
-    "slm.planning": {"config", "run", "data", "model", "cost", "export"},
+    "slm.planning": {"config", "run", "data", "model", "cost", "export", "train"},
     "slm.pipeline": {"config", "run", "data", "train", "eval", "generate", "export", "checkpoint", "report"},
     "slm.cli": EVERYTHING,
     "slm.__main__": {"cli"},
