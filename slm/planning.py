@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from slm.config.errors import ConfigError, SlmError, suggest
 from slm.cost.cost import ModelCost
 from slm.cost.device import MEMORY, memory_bytes, peak_flops
 from slm.cost.memory import StepMemory, training_bytes
+from slm.data.config import Member
 from slm.data.plan import Horizon
 from slm.data.plan.of_corpus import plan_of
 from slm.data.plan.stages import resolve_mixture, spans_of
@@ -140,15 +142,16 @@ def _sources(run: Run, budget: Resolved) -> list[dict[str, Any]]:
         {
             "source": name, "store": None, "tokens": None, "epochs": None, "wanted_tokens": wanted[name],
             "published_tokens": member.source.published_tokens() if member.source is not None else None,
-            "missing": None,
+            "missing": _why_absent(member),
         }
         for name, member in run.data.members.items()
     ]  # fmt: skip
-    try:
-        paths = store_paths(run.data, run.tokenizer, run.impl.data_dir)
-        absent = missing(run.data, run.tokenizer, run.impl.data_dir)
-    except SlmError as error:  # the text itself isn't here, so nobody can say which store would be made of it
-        return [entry | {"missing": str(error)} for entry in listed]
+    if any(entry["missing"] for entry in listed):  # which store would be made of a text depends on the text
+        for entry in listed:
+            entry["missing"] = entry["missing"] or "its text is here, but not that of the other sources"
+        return listed
+    paths = store_paths(run.data, run.tokenizer, run.impl.data_dir)
+    absent = missing(run.data, run.tokenizer, run.impl.data_dir)
     for entry in listed:
         entry["store"] = str(paths[entry["source"]])
         if entry["source"] in absent:
@@ -163,6 +166,18 @@ def _sources(run: Run, budget: Resolved) -> list[dict[str, Any]]:
         index = by_name[entry["source"]].index
         entry |= {"tokens": index.kept, "epochs": drawn[entry["source"]] / index.rows}
     return listed
+
+
+def _why_absent(member: Member) -> str | None:
+    """Why the text of a source, or its ready-made store, can't be found; None if it can."""
+    try:
+        if member.source is not None:
+            member.source.state()
+        elif "://" not in str(member.store) and not Path(str(member.store)).expanduser().exists():
+            return f"there is no store {member.store}"
+    except SlmError as error:
+        return str(error)
+    return None
 
 
 def _wanted(run: Run, budget: Resolved) -> dict[str, int]:
@@ -228,6 +243,6 @@ def _fit_warnings(on_device: dict[str, Any]) -> list[str]:
     if not on_device or on_device["fits"]:
         return []
     return [
-        f"it doesn't fit into the {on_device['memory_bytes'] / 1e9:.0f} GB of one {on_device['name']}: lower impl.micro_batch, or choose an "
-        "optimiser with less state."
+        f"it doesn't fit into the {on_device['memory_bytes'] / 1e9:.0f} GB of one {on_device['name']}: lower impl.micro_batch, shard it over "
+        "processes, or choose an optimiser with less state."
     ]
