@@ -48,9 +48,7 @@ def plan_run(run: Run, recipe: str, *, device: str | None = None, processes: int
     memory = _memory(run, costs, rows, world, kind)
     sources = _sources(run, budget)
     target, reasons = choose(run.model)
-    run.train.schedule.factor(
-        0, total=budget.steps, batch_tokens=run.train.batch_tokens, params=costs.params["unique"]
-    )
+    run.train.schedule.factor(0, total=budget.steps, batch_tokens=run.train.batch_tokens, params=costs.params["unique"])
     on_device = _on_device(name, memory["per_rank_bytes"], budget.flops, world)
     return {
         "recipe": recipe,
@@ -113,9 +111,7 @@ def _memory(run: Run, costs: ModelCost, rows: int, world: int, device: str) -> d
         attention=run.impl.attention,
     )
     state, workspace = footprint.of_step(run.model, run.train.optim)
-    step = StepMemory(
-        costs.params["unique"], state, held.activations, held.gradients, workspace, accumulates
-    )
+    step = StepMemory(costs.params["unique"], state, held.activations, held.gradients, workspace, accumulates)
     return training_bytes(step, device=device)
 
 

@@ -50,7 +50,9 @@ HF_CLASSES = {
     "smollm2-135m": "LlamaForCausalLM",
 }
 each = pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-large = pytest.mark.parametrize("path", [p for p in RECIPES if p.stem not in ("quickstart", "toy")], ids=lambda p: p.stem)
+large = pytest.mark.parametrize(
+    "path", [p for p in RECIPES if p.stem not in ("quickstart", "toy")], ids=lambda p: p.stem
+)
 
 
 @cache
@@ -72,7 +74,9 @@ def shrunk(run: Run) -> Run:
     with_changes(model["attention"], {"heads": 4, "kv_heads": 2, "head_dim": 16})
     with_changes(model["ffn"], {"hidden": 128})
     with_changes(model["layout"], {"multiple": 16})
-    members = {name: {"source": {"name": "synthetic", "count": 64, "seed": i}} for i, name in enumerate(run.data.members)}
+    members = {
+        name: {"source": {"name": "synthetic", "count": 64, "seed": i}} for i, name in enumerate(run.data.members)
+    }
     stages = [stage | {"until": f"{i + 1} steps"} for i, stage in enumerate(data["data"]["mixture"])]
     if stages:
         stages[-1]["until"] = None
@@ -152,3 +156,23 @@ def test_both_stages_of_minicpm_are_trained() -> None:
 def test_a_device_without_a_data_sheet_is_refused() -> None:
     with pytest.raises(ConfigError, match="H1000.*Did you mean"):
         plan_run(recipe(ROOT / "recipes" / "toy.yaml"), "toy", device="XH1000")
+
+
+def test_the_table_in_the_docs_is_of_these_recipes() -> None:
+    lines = (ROOT / "docs" / "recipes.md").read_text().splitlines()
+    rows = {
+        c[0]: c[1:]
+        for line in lines
+        if line.startswith("| ") and (c := [x.strip() for x in line.strip("|").split("|")])
+    }
+    rows.pop("recipe")
+    assert rows.keys() == {p.stem for p in RECIPES} - {"quickstart", "toy"}
+    for name, (params, tokens, ratio, flops, _) in rows.items():
+        run = recipe(ROOT / "recipes" / f"{name}.yaml")
+        costs = run.model.costs()
+        budget = run.train.budget.resolve(costs, run.train.batch_tokens)
+        assert params == f"{costs.params['unique'] / 1e6:.0f}M"
+        scale = (1e12, "T") if budget.tokens > 9.9e11 else (1e9, "B")
+        assert tokens == f"{budget.tokens / scale[0]:.3g}{scale[1]}"
+        assert ratio == f"{budget.tokens_per_param:.0f}"
+        assert flops == f"{budget.flops:.3g}"

@@ -18,6 +18,7 @@ def peak_flops(device_name: str | None) -> float | None:
     """Peak of a device by the name that its driver gives, or None when it isn't known."""
     return next((peak for name, peak in PEAK_BF16.items() if device_name and name in device_name), None)
 
+
 MEMORY = {
     "H100 NVL": 94_000_000_000,
     "H100": 80_000_000_000,

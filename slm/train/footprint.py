@@ -31,7 +31,7 @@ from slm.train.optim.base import OptimPart
 from slm.train.optim.steps.guarded import init_state
 from slm.train.state import named_parameters
 
-DEPTHS = (4, 6)
+DEPTHS = (2, 3)
 """Blocks of the two traces of a model of equal ones."""
 LOSS = "slm_kernels::linear_cross_entropy"
 
@@ -98,9 +98,7 @@ def of_step(model: Model, optim: OptimPart) -> tuple[int, int]:
         return sum(t.numel() * t.itemsize for t in state), counter.peak.activations
 
 
-def _trace(
-    model: Model, rows: int, seq_len: int, bf16: bool, device: str, accumulate: bool, backend: str
-) -> Footprint:
+def _trace(model: Model, rows: int, seq_len: int, bf16: bool, device: str, accumulate: bool, backend: str) -> Footprint:
     with FakeTensorMode():
         decoder = Decoder(model)
         decoder.attention_backend = backend

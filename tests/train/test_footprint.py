@@ -57,7 +57,14 @@ def shape(**changes: Any) -> dict[str, Any]:
 
 
 def case(model: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    return {"model": model, "rows": 4, "seq_len": 256, "optim": "adamw", "precision": "fp32", "micro_batches": 1} | changes
+    return {
+        "model": model,
+        "rows": 4,
+        "seq_len": 256,
+        "optim": "adamw",
+        "precision": "fp32",
+        "micro_batches": 1,
+    } | changes
 
 
 CASES = {
@@ -123,7 +130,8 @@ def test_the_optimisers_state_is_what_it_counts_itself(name: str) -> None:
     model, part = Model(**shape(layers=2)), optim.parse(name)
     with torch.device("meta"):
         parameters = named_parameters(Decoder(model))
-    assert footprint.of_step(model, part)[0] == 4 * part.state_numbers(parameters)
+    # Not equal to the byte: SOAP keeps a few counts in 8 bytes.
+    assert footprint.of_step(model, part)[0] == pytest.approx(4 * part.state_numbers(parameters), rel=1e-5)
 
 
 def test_more_rows_hold_more_and_bf16_holds_less() -> None:
