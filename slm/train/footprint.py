@@ -10,7 +10,8 @@ The backends are a CPU's, since a build of torch without CUDA has no other, but 
 keys, values, output and a log-sum per row). ``torch.compile`` saves less than what is counted here.
 
 Tracing takes some 30 microseconds for each of the thousands of operations. A model of equal blocks is traced at two small depths
-and extended along the straight line through them, which is exact: each further block adds the same.
+and extended along a straight line: each further block adds the same. Which moment holds most can depend on the depth (activations go on the
+way back while gradients come), so the line is drawn for the two ends of the way back apart, and the higher one counts.
 """
 
 from __future__ import annotations
@@ -70,14 +71,15 @@ def of_forward_backward(
     if recompute != "none":
         raise ValueError(f"recompute={recompute!r} is not known here; none is")
 
-    def trace(config: Model) -> Footprint:
+    def trace(config: Model) -> list[Footprint]:
         return _trace(config, rows, seq_len, bf16, device, accumulate, _backend(model, attention, device))
 
     first, second = DEPTHS
     if model.layers <= second or not _equal_blocks(model):
-        return trace(model)
+        return _higher(trace(model))
     shallow, deeper = (trace(model.with_(layers=n)) for n in DEPTHS)
-    return shallow.along(deeper, (model.layers - first) / (second - first))
+    further = (model.layers - first) / (second - first)
+    return _higher([a.along(b, further) for a, b in zip(shallow, deeper, strict=True)])
 
 
 def of_step(model: Model, optim: OptimPart) -> tuple[int, int]:
@@ -95,10 +97,12 @@ def of_step(model: Model, optim: OptimPart) -> tuple[int, int]:
             for optimizer in optimizers:
                 optimizer.found_inf, optimizer.grad_scale = bad, None  # type: ignore[attr-defined]
                 optimizer.step()
-        return sum(t.numel() * t.itemsize for t in state), counter.peak.activations
+        return sum(t.numel() * t.itemsize for t in state), _higher(counter.peaks).activations
 
 
-def _trace(model: Model, rows: int, seq_len: int, bf16: bool, device: str, accumulate: bool, backend: str) -> Footprint:
+def _trace(
+    model: Model, rows: int, seq_len: int, bf16: bool, device: str, accumulate: bool, backend: str
+) -> list[Footprint]:
     with FakeTensorMode():
         decoder = Decoder(model)
         decoder.attention_backend = backend
@@ -115,7 +119,7 @@ def _trace(model: Model, rows: int, seq_len: int, bf16: bool, device: str, accum
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
                 sums = decoder.training_loss(tokens_BT, tokens_BT, positions_BT=positions_BT, docs_BT=docs_BT)
             (sums.loss * 0.5).backward()
-        return counter.peak
+        return counter.peaks
 
 
 class _Counter(TorchDispatchMode):
@@ -125,8 +129,9 @@ class _Counter(TorchDispatchMode):
         super().__init__()
         self.known = {t.untyped_storage()._cdata for t in there}
         self.loss_workspace = loss_workspace
-        self.bytes, self.gradient_bytes, self.most = 0, 0, 0
-        self.peak = Footprint(0, 0)
+        self.bytes, self.gradient_bytes, self.all_gradients = 0, 0, sum(t.untyped_storage().nbytes() for t in there)
+        self.peaks = [Footprint(0, 0), Footprint(0, 0)]
+        """Before and after half of the gradients are there."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -161,9 +166,13 @@ class _Counter(TorchDispatchMode):
             self.gradient_bytes += p.grad.untyped_storage().nbytes()
 
     def _note(self, extra: int) -> None:
-        if self.bytes + extra > self.most:
-            self.most = self.bytes + extra
-            self.peak = Footprint(self.most - self.gradient_bytes, self.gradient_bytes)
+        half = int(2 * self.gradient_bytes > self.all_gradients)
+        if self.bytes + extra > sum(vars(self.peaks[half]).values()):
+            self.peaks[half] = Footprint(self.bytes + extra - self.gradient_bytes, self.gradient_bytes)
+
+
+def _higher(peaks: list[Footprint]) -> Footprint:
+    return max(peaks, key=lambda peak: peak.activations + peak.gradients)
 
 
 def _equal_blocks(model: Model) -> bool:
