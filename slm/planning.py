@@ -3,52 +3,67 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
-from slm.cost.memory import training_bytes
+import numpy as np
+
+from slm.config.errors import ConfigError, SlmError, suggest
+from slm.cost.cost import ModelCost
+from slm.cost.device import MEMORY, memory_bytes, peak_flops
+from slm.cost.memory import BYTES, StepMemory, training_bytes
+from slm.data.config import Member
 from slm.data.plan import Horizon
 from slm.data.plan.of_corpus import plan_of
+from slm.data.plan.stages import resolve_mixture, spans_of
+from slm.data.plan.timeline import NEVER
 from slm.data.prepare import missing, open_corpus, store_paths
 from slm.export.targets import choose, why_not
 from slm.run import Run
-from slm.train.course import Course
+from slm.train import footprint
+from slm.train.budget import Resolved
+from slm.train.course import Course, resolved
+from slm.train.parallel.world import pick_device
 
-CHINCHILLA = 20
-"""Tokens per parameter that are compute-optimal (Hoffmann et al. 2022, arXiv 2203.15556)."""
 MANY_EPOCHS = 4
 """Repeating data more often than this is worth clearly less than new data (Muennighoff et al. 2023, arXiv 2305.16264)."""
+MFU = 0.4
+"""Share of a device's peak at which the time of a run is estimated: what well-made trainers of such models reach."""
 
 
-def plan_run(run: Run, recipe: str) -> dict[str, Any]:
-    """The JSON of `slm plan`. Reads the token store's manifest if there is one; makes nothing."""
-    cost = run.model.costs()
-    course = Course.of(run, cost)
-    steps, tokens = course.total, course.tokens(course.total)
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    share = run.train.batch_tokens // run.data.seq_len // world
-    memory = training_bytes(
-        params=cost.params["unique"],
-        state_per_param=run.train.optim.state_per_param,
-        rows=min(share, run.impl.micro_batch or share),
-        seq_len=run.data.seq_len,
-        dim=run.model.dim,
-        layers=len(run.model.contexts),
-        ffn_hidden=run.model.ffn.hidden or 0,
-        bf16=run.train.precision == "bf16",
-    )
+def plan_run(run: Run, recipe: str, *, device: str | None = None, processes: int | None = None) -> dict[str, Any]:
+    """The JSON of `slm plan`. Reads the token stores' manifests if there are any; makes nothing, downloads nothing.
+
+    Args:
+        device: a GPU by its name, such as ``H100``, to plan for; None plans for the device that ``impl.device`` means here.
+        processes: how many will run; None: as many as the launcher of this process says, or one.
+
+    Raises:
+        ConfigError: an unknown device; a schedule longer than the budget; a source with too little text.
+    """
+    world = processes or int(os.environ.get("WORLD_SIZE", 1))
+    kind, name = _device(run, device)
+    costs = run.model.costs()
+    course = Course.of(run, costs)
+    budget = resolved(course, costs)
+    rows = _rows(run, world)
+    memory = _memory(run, costs, rows, world, kind)
     sources = _sources(run, course)
     target, reasons = choose(run.model)
+    on_device = _on_device(name, memory["per_rank_bytes"], budget.flops, world)
     return {
         "recipe": recipe,
         "identity": run.identity,
-        "params": cost.params,
-        "flops_per_token": cost.flops_per_token,
-        "tokens": tokens,
-        "tokens_per_param": tokens / cost.params["unique"],
-        "chinchilla": tokens / cost.params["unique"] / CHINCHILLA,
-        "steps": steps,
+        "params": costs.params,
+        "flops_per_token": costs.flops_per_token,
+        "tokens": budget.tokens,
+        "tokens_per_param": budget.tokens_per_param,
+        "chinchilla": budget.chinchilla,
+        "steps": budget.steps,
         "batch_tokens": run.train.batch_tokens,
-        "flops_total": cost.flops_per_token["train"] * tokens,
+        "flops_total": budget.flops,
+        "processes": world,
+        "micro_batch": rows,
         "memory": memory,
         "data": sources,
         "export": {
@@ -57,24 +72,95 @@ def plan_run(run: Run, recipe: str) -> dict[str, Any]:
                 "reason": None if target else why_not(reasons),
             }
         },
-        "device": {},
-        "warnings": _warnings(run, sources, steps),
+        "device": on_device,
+        "warnings": [*_batch_warnings(run, world), *_data_warnings(run, sources, budget), *_fit_warnings(on_device)],
         "notes": list(run.notes),
     }
 
 
+def _device(run: Run, asked: str | None) -> tuple[str, str | None]:
+    """Type and name of the device that is planned for; no name if nothing is known about it."""
+    if asked is not None:
+        if memory_bytes(asked) is None:
+            raise ConfigError(f"--device {asked}: slm has no data sheet of it. {suggest(asked, MEMORY)}")
+        return "cuda", asked
+    if run.impl.device not in ("auto", "cpu"):
+        import torch
+
+        if run.impl.device == "cuda" and torch.cuda.is_available():
+            return "cuda", torch.cuda.get_device_name()
+        return run.impl.device, None
+    return pick_device(run.impl.device).type, None
+
+
+def _rows(run: Run, world: int) -> int:
+    """Rows of a forward pass of one process."""
+    share = max(1, run.train.batch_tokens // run.data.seq_len // world)
+    return min(share, run.impl.micro_batch or share)
+
+
+def _memory(run: Run, costs: ModelCost, rows: int, world: int, device: str) -> dict[str, Any]:
+    """Bytes by kind for one process."""
+    accumulates = run.train.batch_tokens // run.data.seq_len // world > rows
+    held = footprint.of_forward_backward(
+        run.model,
+        rows=rows,
+        seq_len=run.data.seq_len,
+        bf16=run.train.precision == "bf16",
+        device=device,
+        accumulate=accumulates,
+        attention=run.impl.attention,
+        recompute=run.impl.recompute,
+    )
+    state, workspace = footprint.of_step(run.model, run.train.optim)
+    if run.train.ema is not None:
+        state += BYTES * costs.params["unique"]
+    step = StepMemory(costs.params["unique"], state, held.activations, held.gradients, workspace, accumulates)
+    return training_bytes(step, device=device, shards=run.impl.parallel.shards(world) if world > 1 else 1)
+
+
+def _on_device(name: str | None, needed: int, flops: float, world: int) -> dict[str, Any]:
+    """Whether it fits, and how long it takes; empty for a device of which nothing is known."""
+    there, peak = memory_bytes(name), peak_flops(name)
+    if there is None or peak is None:
+        return {}
+    hours = flops / (peak * MFU * world) / 3600
+    return {"name": name, "memory_bytes": there, "fits": needed <= there, "hours": hours, "mfu": MFU}
+
+
+# ---- data -------------------------------------------------------------------------------------------------
+
+
 def _sources(run: Run, course: Course) -> list[dict[str, Any]]:
-    """Tokens and epochs of each of the run's sources; None where a store is yet to be made."""
-    paths = store_paths(run.data, run.tokenizer, run.impl.data_dir)
+    """What the run draws from each of its sources, and how often that goes through it.
+
+    ``tokens`` and ``epochs`` are those of the store, None where it is yet to be made. ``published_tokens`` is what the source's maker
+    says of its size.
+    """
+    wanted = _wanted(run, course)
     listed: list[dict[str, Any]] = [
-        {"source": name, "store": str(path), "tokens": None, "epochs": None} for name, path in paths.items()
-    ]
-    if missing(run.data, run.tokenizer, run.impl.data_dir):
+        {
+            "source": name, "store": None, "tokens": None, "epochs": None, "wanted_tokens": wanted[name],
+            "published_tokens": member.source.published_tokens() if member.source is not None else None,
+            "missing": _why_absent(member),
+        }
+        for name, member in run.data.members.items()
+    ]  # fmt: skip
+    if any(entry["missing"] for entry in listed):  # which store would be made of a text depends on the text
+        for entry in listed:
+            entry["missing"] = entry["missing"] or "its text is here, but not that of the other sources"
         return listed
-    full = run.train.batch_tokens // run.data.seq_len
-    corpus = open_corpus(run.data, run.tokenizer, run.impl.data_dir)
-    plan = plan_of(corpus, run.data, horizon=Horizon(course.total_rows, full, course.params))
-    drawn = dict(zip(plan.names, plan.drawn(course.total_rows).tolist(), strict=True))
+    paths = store_paths(run.data, run.tokenizer, run.impl.data_dir)
+    absent = missing(run.data, run.tokenizer, run.impl.data_dir)
+    for entry in listed:
+        entry["store"] = str(paths[entry["source"]])
+        if entry["source"] in absent:
+            entry["missing"] = "not tokenised yet; `slm train` does it, or `slm data tokenize`"
+    if absent:
+        return listed
+    horizon = _horizon(run, course)
+    plan = plan_of(open_corpus(run.data, run.tokenizer, run.impl.data_dir), run.data, horizon=horizon)
+    drawn = dict(zip(plan.names, plan.drawn(horizon.rows or 0).tolist(), strict=True))
     by_name = {source.name: source for source in plan.sources}
     for entry in listed:
         index = by_name[entry["source"]].index
@@ -82,15 +168,80 @@ def _sources(run: Run, course: Course) -> list[dict[str, Any]]:
     return listed
 
 
-def _warnings(run: Run, sources: list[dict[str, Any]], steps: int) -> list[str]:
+def _why_absent(member: Member) -> str | None:
+    """Why the text of a source, or its ready-made store, can't be found; None if it can."""
+    try:
+        if member.source is not None:
+            member.source.state()
+        elif "://" not in str(member.store) and not Path(str(member.store)).expanduser().exists():
+            return f"there is no store {member.store}"
+    except SlmError as error:
+        return str(error)
+    return None
+
+
+def _wanted(run: Run, course: Course) -> dict[str, int]:
+    """Tokens that the mixture asks of each source, were there enough of it."""
+    names = list(run.data.members)
+    mixing = run.data.mixing
+    if mixing is None:
+        return {names[0]: course.tokens(course.total)}
+    horizon = _horizon(run, course)
+    spans = spans_of(mixing, names, run.data.seq_len, horizon)
+    endless = np.full(len(names), NEVER, dtype=np.int64)
+    rows = resolve_mixture(spans, endless, "error").timeline.due_at(horizon.rows or 0)
+    return {name: round(float(n) * run.data.seq_len) for name, n in zip(names, rows, strict=True)}
+
+
+def _horizon(run: Run, course: Course) -> Horizon:
+    return Horizon(course.total_rows, run.train.batch_tokens // run.data.seq_len, course.params)
+
+
+# ---- warnings ---------------------------------------------------------------------------------------------
+
+
+def _batch_warnings(run: Run, world: int) -> list[str]:
+    rows = run.train.batch_tokens // run.data.seq_len
+    if rows % world:
+        return [f"the global batch has {rows} rows, which {world} processes can't share evenly."]
+    share, micro = rows // world, run.impl.micro_batch
+    if micro and micro < share and share % micro:
+        return [
+            f"impl.micro_batch={micro} doesn't divide the {share} rows of a process: the last micro-batch of every step has {share % micro} "
+            "rows only."
+        ]
+    return []
+
+
+def _data_warnings(run: Run, sources: list[dict[str, Any]], budget: Resolved) -> list[str]:
     found = []
     for source in sources:
-        if source["epochs"] and source["epochs"] > MANY_EPOCHS:
+        name, epochs = source["source"], source["epochs"]
+        guessed = epochs is None and source["published_tokens"]
+        if guessed:
+            epochs = source["wanted_tokens"] / source["published_tokens"]
+        by = f" (by its published size of {source['published_tokens']:.3g} tokens)" if guessed else ""
+        most = run.data.members[name].max_epochs
+        if epochs and most and epochs > most:
             found.append(
-                f"{source['epochs']:.1f} epochs of {source['source']}: past {MANY_EPOCHS}, repeated text is worth clearly less than new text."
+                f"{epochs:.1f} epochs of {name}{by}, but its max_epochs is {most:g}: "
+                + {"error": "the run will be refused.", "renormalise": "the other sources will take its place.", "stop": "the run will end early."}[run.data.on_exhaust]
+            )  # fmt: skip
+        elif epochs and epochs > MANY_EPOCHS:
+            found.append(
+                f"{epochs:.1f} epochs of {name}{by}: past {MANY_EPOCHS}, repeated text is worth clearly less than new text."
             )
     if "stdlib" in run.data.members and run.name != "quickstart":
         found.append("the source 'stdlib' is a smoke corpus: source code, and other for every Python version.")
-    if steps < 10:
-        found.append(f"only {steps} steps: the warm-up and the decay of the schedule can't do their work.")
+    if budget.steps < 10:
+        found.append(f"only {budget.steps} steps: the warm-up and the decay of the schedule can't do their work.")
     return found
+
+
+def _fit_warnings(on_device: dict[str, Any]) -> list[str]:
+    if not on_device or on_device["fits"]:
+        return []
+    return [
+        f"it doesn't fit into the {on_device['memory_bytes'] / 1e9:.0f} GB of one {on_device['name']}: lower impl.micro_batch, shard it over "
+        "processes, or choose an optimiser with less state."
+    ]

@@ -3,7 +3,7 @@
 In eager mode a torch.library operator costs tens of microseconds per call, more than small kernels take: there the
 launchers are called from a plain `autograd.Function`. While torch.compile traces, the same launchers stand behind
 torch.library operators, which are opaque: no graph break, no unrolled loops, and no Python float that Inductor hands to a
-kernel as fp64.
+kernel as fp64. So they do for fake tensors (a plan of memory, an export), on which no kernel can run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 Launcher = Callable[..., Any]
@@ -55,4 +56,5 @@ class Differentiable:
         self.function: Any = type(f"{name}_function", (torch.autograd.Function,), members)
 
     def __call__(self, *args: Any) -> Any:
-        return self.operator(*args) if torch.compiler.is_compiling() else self.function.apply(*args)
+        opaque = torch.compiler.is_compiling() or any(isinstance(a, FakeTensor) for a in args)
+        return self.operator(*args) if opaque else self.function.apply(*args)

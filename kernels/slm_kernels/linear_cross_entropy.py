@@ -177,6 +177,17 @@ def chunk_rows(N: int, row_bytes: int, chunk_bytes: int | None, device: str) -> 
     return min(most // step * step, -(-even // step) * step)
 
 
+def workspace_bytes(N: int, V: int, D: int, dtype: torch.dtype, device: str) -> int:
+    """Memory that a summed loss of fp32 weights holds while it runs, beyond what it returns: the buffer of one chunk, and the
+    weights in ``dtype`` where that is another one (autocast doesn't reach into the operator, so they are cast there).
+
+    ``device``: its type, as in `CHUNK`.
+    """
+    rows = chunk_rows(N, V * dtype.itemsize, None, device)
+    cast = 0 if dtype == torch.float32 else V * D * dtype.itemsize
+    return rows * V * dtype.itemsize + cast
+
+
 class _Chunk(NamedTuple):
     block: slice
     x_CD: Tensor

@@ -1,4 +1,4 @@
-"""Known peaks of devices. An unknown one is None, shown as n/a: a guess would make every MFU a lie."""
+"""Known peaks and memories of devices. An unknown one is None, shown as n/a: a guess would make every MFU a lie."""
 
 from __future__ import annotations
 
@@ -17,3 +17,21 @@ PEAK_BF16 = {
 def peak_flops(device_name: str | None) -> float | None:
     """Peak of a device by the name that its driver gives, or None when it isn't known."""
     return next((peak for name, peak in PEAK_BF16.items() if device_name and name in device_name), None)
+
+
+MEMORY = {
+    "H100 NVL": 94_000_000_000,
+    "H100": 80_000_000_000,
+    "H200": 141_000_000_000,
+    "A100-SXM4-40GB": 40_000_000_000,
+    "A100-PCIE-40GB": 40_000_000_000,
+    "A100": 80_000_000_000,
+    "L40S": 48_000_000_000,
+    "RTX 4090": 24_000_000_000,
+}
+"""Bytes of memory, from the makers' data sheets; the first name that occurs counts."""
+
+
+def memory_bytes(device_name: str | None) -> int | None:
+    """Memory of a device by the name that its driver gives, or None when it isn't known."""
+    return next((size for name, size in MEMORY.items() if device_name and name in device_name), None)

@@ -1,23 +1,56 @@
-"""Training memory of one process, before anything is built. An estimate: allocators and kernels add their own."""
+"""Training memory of one process: the arithmetic. What a step holds is counted from the model itself (`slm.train.footprint`).
+
+Memory is highest at one of two moments of a step:
+
+- on the way **back**, when the activations are there, and gradients begin to be;
+- in the optimiser's **step**, when the gradients are all there, and the update is being made.
+
+Weights and optimiser state are there always. The parts below are those of the higher moment, so they add up to the peak.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 
-def training_bytes(
-    *, params: int, state_per_param: int, rows: int, seq_len: int, dim: int, layers: int, ffn_hidden: int, bf16: bool
-) -> dict[str, int]:
-    """Bytes by kind. Weights, gradients and optimiser state are fp32 and exact; ``activations`` is a model.
+BYTES = 4
+"""Of a weight, and of its gradient: fp32, whatever the products are computed in."""
+FRAMEWORK = {"cuda": 1 << 30, "mps": 1 << 29, "cpu": 28 << 20}
+"""An allowance, by type of device, for what is neither weights nor activations: on a GPU the context and loaded kernels (about half of a
+GiB), the workspaces of the matrix libraries, and what an allocator can't use; on a CPU the buffers of those libraries."""
 
-    Without recomputation a block keeps about 8 tensors as wide as the stream and 4 as wide as the feed-forward
-    per token (Korthikanti et al. 2022, arXiv 2205.05198, adapted to a gated feed-forward and attention that
-    does not keep its scores).
+
+@dataclass(frozen=True)
+class StepMemory:
+    """What one micro-batch and one optimiser step hold, in bytes."""
+
+    params: int
+    """Stored parameters (a number, not bytes)."""
+    optimizer: int
+    """State of the optimiser."""
+    activations: int
+    """At the highest moment of forward and backward: activations and what is being worked on."""
+    gradients: int
+    """There at that moment, of this micro-batch."""
+    step_workspace: int
+    """What the optimiser's step needs for a moment."""
+    accumulates: bool
+    """A step has several micro-batches: at the highest moment the gradients of the earlier ones are there as well."""
+
+
+def training_bytes(step: StepMemory, *, device: str, shards: int = 1) -> dict[str, int | str]:
+    """Bytes by kind at the peak, their sum ``per_rank_bytes``, and ``peak``: at which moment that is.
+
+    Args:
+        device: its type.
+        shards: processes among which weights, gradients and optimiser state are divided. What a sharded model gathers for the block
+            at work comes on top, and isn't counted here.
     """
-    width = 2 if bf16 else 4
-    activations = rows * seq_len * layers * (8 * dim + 4 * ffn_hidden) * width
-    parts = {
-        "weights": 4 * params,
-        "gradients": 4 * params,
-        "optimizer": 4 * params * state_per_param,
-        "activations": activations,
+    weights, optimizer = -(-BYTES * step.params // shards), -(-step.optimizer // shards)
+    gradients = weights if step.accumulates else -(-step.gradients // shards)
+    moments = {
+        "backward": {"gradients": gradients, "activations": step.activations},
+        "step": {"gradients": weights, "activations": -(-step.step_workspace // shards)},
     }
-    return parts | {"per_rank_bytes": sum(parts.values())}
+    peak = max(moments, key=lambda moment: sum(moments[moment].values()))
+    parts = {"weights": weights, "optimizer": optimizer, **moments[peak], "framework": FRAMEWORK[device]}
+    return {**parts, "per_rank_bytes": sum(parts.values()), "peak": peak}

@@ -19,6 +19,7 @@ from slm.model.position.base import Position
 from slm.model.position.learned import LearnedPositions
 from slm.model.sequence import Encoding, Mask, Sequence
 from slm_kernels import linear_cross_entropy
+from slm_kernels.linear_cross_entropy import workspace_bytes
 
 IGNORED = -100
 """Targets that count nothing."""
@@ -146,6 +147,10 @@ class Decoder(nn.Module):
             **self.embedding.head_options,
         )
         return LossSums(loss, nll, (targets_BT != IGNORED).sum())
+
+    def loss_workspace(self, rows: int, dtype: torch.dtype, device: str) -> int:
+        """Bytes that the loss of ``rows`` tokens needs for a moment, with products in ``dtype`` on a ``device`` of that type."""
+        return workspace_bytes(rows, *self.embedding.head_weight.shape, dtype, device)
 
     def new_cache(self, batch: int, max_len: int) -> Cache:
         """An empty cache for ``batch`` sequences of up to ``max_len`` tokens, in the weights' dtype and device."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from slm.config.durations import Duration
+from slm.train.budget import Resolved
 from slm.train.schedule import BatchPlan, SchedulePart
 
 if TYPE_CHECKING:
@@ -95,3 +96,9 @@ class Course:
     def _full(self, step: int) -> int:
         """Full batches in the tokens before a step."""
         return self.tokens(step) // self.batch_tokens
+
+
+def resolved(course: Course, model: "ModelCost") -> Resolved:
+    """A course's length in all units."""
+    tokens = course.tokens(course.total)
+    return Resolved(course.total, tokens, model.flops_per_token["train"] * tokens, tokens / model.params["unique"])

@@ -16,7 +16,7 @@ def test_every_option_is_a_valid_section_that_says_what_it_is_for(name: str) -> 
     assert text.startswith("# ")
     train = Train(**yaml.safe_load(text))
     assert train.schedule.factor(0, total=10_000, batch_tokens=train.batch_tokens, params=10**8) > 0
-    assert name in (train.optim.part_name, "trunk")
+    assert name in (train.optim.part_name, train.schedule.part_name, "trunk")
 
 
 def test_schedule_free_has_no_decay() -> None:

@@ -54,6 +54,11 @@ class SourcePart(Part):
                 f"(--skip-broken) to leave out and count what can't be read."
             )
 
+    def published_tokens(self) -> float | None:
+        """About how many tokens its maker says it has, by a tokenizer of the maker's; None if that isn't known. For plans of runs whose
+        text isn't there yet."""
+        return None
+
     def state(self) -> Any:
         """What identifies the contents without reading them all: goes into the token store's name."""
         raise NotImplementedError

@@ -25,6 +25,10 @@ class FinewebEdu(FileSource):
     config: str = "default"
     """``default`` for all dumps; ``sample-10BT``, ``sample-100BT``, ``sample-350BT``; or one dump, ``CC-MAIN-2024-10``."""
 
+    def published_tokens(self) -> float | None:
+        sizes = {"default": 1.3e12, "sample-10BT": 10e9, "sample-100BT": 100e9, "sample-350BT": 350e9}
+        return sizes.get(self.config)
+
     def layout(self) -> Layout:
         inside: tuple[tuple[str, ...], ...] = ()
         if self.config.startswith("sample-"):
@@ -69,6 +73,9 @@ class Dclm(FileSource):
     """Which of the global shards 1 to 10; empty: all that are there."""
     local_shards: tuple[int, ...] = ()
     """Which of the local shards 0 to 9 of each; empty: all that are there."""
+
+    def published_tokens(self) -> float | None:
+        return 4e12 * (len(self.global_shards) or 10) / 10 * (len(self.local_shards) or 10) / 10
 
     def layout(self) -> Layout:
         outer = [f"global-shard_{n:02d}_of_10" for n in self.global_shards] or ["global-shard_*_of_10"]

@@ -1,0 +1,40 @@
+"""The arithmetic of a plan of memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from slm.cost.device import MEMORY, PEAK_BF16, memory_bytes, peak_flops
+from slm.cost.memory import FRAMEWORK, StepMemory, training_bytes
+
+STEP = StepMemory(params=100, optimizer=800, activations=5000, gradients=40, step_workspace=300, accumulates=False)
+PARTS = ("weights", "optimizer", "gradients", "activations", "framework")
+
+
+def test_parts_are_those_of_the_higher_moment() -> None:
+    back = training_bytes(STEP, device="cpu")
+    assert (back["peak"], back["gradients"], back["activations"]) == ("backward", 40, 5000)
+    step = training_bytes(replace(STEP, activations=100), device="cpu")
+    assert (step["peak"], step["gradients"], step["activations"]) == ("step", 400, 300)
+    for plan in (back, step):
+        assert plan["per_rank_bytes"] == sum(int(plan[part]) for part in PARTS)
+
+
+def test_gradients_of_earlier_micro_batches_are_there() -> None:
+    assert training_bytes(replace(STEP, accumulates=True), device="cpu")["gradients"] == 400
+
+
+def test_shards_divide_what_is_of_the_model_and_leave_activations() -> None:
+    plan = training_bytes(replace(STEP, accumulates=True), device="cuda", shards=3)
+    assert (plan["weights"], plan["optimizer"], plan["gradients"]) == (134, 267, 134)
+    assert (plan["activations"], plan["framework"]) == (5000, FRAMEWORK["cuda"])
+
+
+def test_every_device_with_a_peak_has_a_memory() -> None:
+    for name in PEAK_BF16:
+        assert peak_flops(name)
+        assert memory_bytes(name) == next(v for k, v in MEMORY.items() if k in name)
+    assert memory_bytes("NVIDIA A100-SXM4-40GB") == 40_000_000_000
+    assert memory_bytes("NVIDIA A100-SXM4-80GB") == 80_000_000_000
+    assert memory_bytes(None) is None
+    assert memory_bytes("abacus") is None
