@@ -154,8 +154,8 @@ def test_both_stages_of_minicpm_are_trained() -> None:
 
 
 def test_a_device_without_a_data_sheet_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"XH1000: slm has no data sheet"):
-        plan_run(recipe(ROOT / "recipes" / "toy.yaml"), "toy", device="XH1000")
+    with pytest.raises(ConfigError, match=r"GTX 9999: slm has no data sheet"):
+        plan_run(recipe(ROOT / "recipes" / "toy.yaml"), "toy", device="GTX 9999")
 
 
 def test_the_table_in_the_docs_is_of_these_recipes() -> None:

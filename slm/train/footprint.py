@@ -98,7 +98,14 @@ def of_step(model: Model, optim: OptimPart) -> tuple[int, int]:
 
 
 def _trace(
-    model: Model, rows: int, seq_len: int, bf16: bool, device: str, accumulate: bool, backend: str, recompute: RecomputePart
+    model: Model,
+    rows: int,
+    seq_len: int,
+    bf16: bool,
+    device: str,
+    accumulate: bool,
+    backend: str,
+    recompute: RecomputePart,
 ) -> list[Footprint]:
     with FakeTensorMode():
         decoder = Decoder(model)
