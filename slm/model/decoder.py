@@ -100,7 +100,9 @@ class Decoder(nn.Module):
         mask = Mask(length, tokens_BT.device, docs_BT, past)
         sequence = Sequence(tokens_BT, positions_BT, mask, encodings, self.attention_backend, cache)
         x_BTD = self._embed(tokens_BT, positions_BT, past + length)
-        sequence.x0_BTD = x_BTD.view_as(x_BTD)  # as itself it would be the first block's input twice, which compiles anew
+        sequence.x0_BTD = x_BTD.view_as(
+            x_BTD
+        )  # as itself it would be the first block's input twice, which compiles anew
         for place in self.config.contexts:
             x_BTD, handed = self.blocks[place.block](x_BTD, sequence.at(place.layer))
             sequence.take(handed)

@@ -42,7 +42,9 @@ class Mask:
 
     def allowed(self, keys: int, window: int | None = None) -> Tensor | None:
         """Boolean (B or 1, 1, T, S), True where attention is allowed; None when everything is."""
-        if torch.compiler.is_compiling():  # traced, it costs little, and a graph doesn't depend on what others have made
+        if (
+            torch.compiler.is_compiling()
+        ):  # traced, it costs little, and a graph doesn't depend on what others have made
             return self._allowed(keys, window)
         key = ("allowed", keys, window)
         if key not in self._made:

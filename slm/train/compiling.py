@@ -56,7 +56,9 @@ def apply_blocks(decoder: Decoder, backend: str | Callable[..., Any] = "inductor
     for block in blocks:
         plain, whole = block.forward.__func__, not graph_breaks(block)  # type: ignore[attr-defined]
         if (plain, whole) not in made:  # one function for all, which is why one graph serves all
-            made[plain, whole] = _in_training(plain, torch.compile(plain, backend=backend, fullgraph=whole, dynamic=False))
+            made[plain, whole] = _in_training(
+                plain, torch.compile(plain, backend=backend, fullgraph=whole, dynamic=False)
+            )
         block.forward = types.MethodType(made[plain, whole], block)
 
 
@@ -108,7 +110,7 @@ def _in_training(plain: BlockForward, fast: BlockForward) -> BlockForward:
             return plain(block, x_BTD, here)
         try:
             return fast(block, x_BTD, here)
-        except torch._dynamo.exc.Unsupported as error:
+        except (torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError) as error:
             raise RunError(
                 f"impl.compile=blocks: a {type(block).__name__} of this model can't be compiled as one graph. Set impl.compile=none, or write "
                 f"graph_breaks = 'why' into the module that breaks it; then the pieces around the break are compiled. torch says: {error}"

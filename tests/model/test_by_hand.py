@@ -81,7 +81,9 @@ def test_values_of_the_first_layer_and_of_the_tokens() -> None:
     decoder, sequence, x = running("value_mix embedding")
     module = decoder.blocks[1].attention
     learned = module.values.weight[ids()].unflatten(-1, (2, 8))
-    torch.testing.assert_close(module(x, sequence.at(1)), attention_by_hand(module, x, sequence.at(1), learned), **CLOSE)
+    torch.testing.assert_close(
+        module(x, sequence.at(1)), attention_by_hand(module, x, sequence.at(1), learned), **CLOSE
+    )
 
 
 @pytest.mark.parametrize("layer", [0, 1])

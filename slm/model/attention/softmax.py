@@ -65,9 +65,7 @@ class SoftmaxAttention(nn.Module):
         B, T, _ = x_BTD.shape
         q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
         if self.conv is not None:
-            q, k, v = self.conv(torch.cat((q, k, v), -1), here).split(
-                (q.shape[-1], k.shape[-1], v.shape[-1]), -1
-            )
+            q, k, v = self.conv(torch.cat((q, k, v), -1), here).split((q.shape[-1], k.shape[-1], v.shape[-1]), -1)
         if (clip := self.part.clip_qkv) is not None:
             q, k, v = (t.clamp(-clip, clip) for t in (q, k, v))
         full = self.part.qk_norm == "full"
