@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slm.model.sequence import Here, Sequence
+from slm.model.sequence import Here
 
 from .variants import GQA, decoder_of, ids
 

@@ -193,7 +193,7 @@ def test_a_module_that_breaks_the_graph_is_named_unless_it_says_so() -> None:
 def test_running_again_what_breaks_the_graph_is_refused(how: Any) -> None:
     decoder = Decoder(model_of("moe"))
     Ops().apply(decoder)
-    with pytest.raises(ConfigError, match="MixtureModule can't be part of one graph.*impl.recompute=none"):
+    with pytest.raises(ConfigError, match=r"MixtureModule can't be part of one graph.*impl.recompute=none"):
         compiling.apply(LossModule(decoder), decoder, how)
 
 

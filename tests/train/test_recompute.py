@@ -154,7 +154,7 @@ def test_twice_is_refused() -> None:
 
 
 def test_a_budget_is_the_compilers_and_the_next_part_takes_it_back() -> None:
-    with pytest.raises(ConfigError, match="impl.compile is none"):
+    with pytest.raises(ConfigError, match=r"impl\.compile is none"):
         Impl(recompute="budget")
     assert Impl(recompute="budget", compile=True).recompute == Budget()
     decoder = Decoder(model_of("gqa"))
