@@ -110,7 +110,7 @@ def _in_training(plain: BlockForward, fast: BlockForward) -> BlockForward:
             return plain(block, x_BTD, here)
         try:
             return fast(block, x_BTD, here)
-        except torch._dynamo.exc.Unsupported as error:
+        except (torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError) as error:
             raise RunError(
                 f"impl.compile=blocks: a {type(block).__name__} of this model can't be compiled as one graph. Set impl.compile=none, or write "
                 f"graph_breaks = 'why' into the module that breaks it; then the pieces around the break are compiled. torch says: {error}"
