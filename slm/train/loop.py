@@ -297,8 +297,9 @@ class Session:
             sums = {name: self._heldout_sums(plan) for name, plan in self.heldout.items()}
         self.state.model.train()
         nats, size = map(sum, zip(*sums.values(), strict=True))
-        record = {"kind": "eval", "step": self.state.step, "heldout_bpb": bits_per_byte(nats, size)}
-        self.state.heldout = (self.state.step, record["heldout_bpb"])
+        bpb = bits_per_byte(nats, size)
+        self.state.heldout = (self.state.step, bpb)
+        record = {"kind": "eval", "step": self.state.step, "heldout_bpb": bpb}
         if len(sums) > 1:
             record["heldout_bpb_by_source"] = {name: bits_per_byte(*own) for name, own in sums.items()}
         self._publish(record)

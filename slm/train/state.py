@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +85,10 @@ def save(state: TrainState, run: "Run", corpus: Corpus, saver: checkpoint.Saver,
     }
     if state.heldout is not None and state.heldout[0] == state.step:
         counters["heldout_bpb"] = state.heldout[1]
-    tensors = {"model": dict(state.model.named_parameters()), "optimizer": _optimizer_tensors(state)}
+    tensors: dict[str, Mapping[str, Tensor]] = {
+        "model": dict(state.model.named_parameters()),
+        "optimizer": _optimizer_tensors(state),
+    }
     saver.save(state.step, tensors, counters, dump_yaml(run.model_dump(mode="json"), run.notes), corpus.tokenizer_bytes)
 
 
