@@ -29,12 +29,14 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from slm.checkpoint.config import Retention
 from slm.checkpoint.layout import aside, folder_of, latest, step_name
 from slm.checkpoint.manifest import Entry, Manifest
+from slm.checkpoint.ranks import ALONE, Ranks
 from slm.checkpoint.retention import prune
+from slm.checkpoint.staging import Staging
 from slm.checkpoint.tensor_file import Part
 from slm.checkpoint.writing import Tensors, begin, commit, join_lone_files, parts_of, write_groups, write_texts
 from slm.config.errors import RunError
@@ -48,31 +50,6 @@ PATIENCE = 1800.0
 """Seconds that ranks wait for each other's files."""
 GRACE = 3.0
 """Seconds until a directory that is gone, with no checkpoint in its place, means failure: names travel slowly on network file systems."""
-
-
-class Ranks(Protocol):
-    """This process among those that save together."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-    def any(self, flag: bool) -> bool:
-        """Whether any process says yes; the same answer everywhere. Called by all, in the training thread."""
-
-
-@dataclass(frozen=True)
-class Alone:
-    """A single process."""
-
-    rank: int = 0
-    size: int = 1
-
-    def any(self, flag: bool) -> bool:
-        return flag
-
-
-ALONE = Alone()
 
 
 @dataclass
@@ -115,7 +92,7 @@ class Saver:
         self.every_steps, self.spare, self.asynchronous, self.patience = every_steps, spare, asynchronous, patience
         self.committed: Path | None = None
         """The last checkpoint that this saver has seen whole."""
-        self._staging = _Staging()
+        self._staging = Staging()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._leaving = threading.Event()
@@ -298,33 +275,6 @@ class Saver:
             f"Can't save the checkpoint of step {step} in {folder_of(self.run_dir)}: {reason}. {kept}. "
             f"Make room (or set log.dir elsewhere) and run the same command again."
         )
-
-
-class _Staging:
-    """Host memory for the copies, kept from save to save: touching fresh pages takes longer than the copy itself."""
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[str, str], Tensor] = {}
-        self._event: torch.cuda.Event | None = None
-
-    def copy(self, group: str, name: str, t: "Tensor") -> "Tensor":
-        """A copy on the host. From a GPU it is complete when `recorded`'s event is."""
-        import torch
-
-        buffer = self._held.get((group, name))
-        if buffer is None or (buffer.shape, buffer.dtype) != (t.shape, t.dtype):
-            buffer = torch.empty(t.shape, dtype=t.dtype, pin_memory=t.is_cuda)
-            self._held[group, name] = buffer
-        buffer.copy_(t, non_blocking=t.is_cuda)
-        if t.is_cuda:
-            self._event = self._event or torch.cuda.Event()
-        return buffer
-
-    def recorded(self) -> "torch.cuda.Event | None":
-        """Marks the copies so far on the GPU's stream, behind which later steps may change what was copied."""
-        if self._event is not None:
-            self._event.record()
-        return self._event
 
 
 def _stands(job: _Job) -> bool:
