@@ -15,7 +15,7 @@ from slm.config.errors import RunError
 from slm.data.prepare import prepare
 from slm.run import Run
 from slm.train.loop import TrainResult, train
-from slm.train.parallel import World
+from slm.train.parallel.world import World
 
 Tiny = Callable[..., Run]
 LOG = {"every": 1, "eval_every": "4 steps", "checkpoint_every": "4 steps", "eval_rows": 8}
