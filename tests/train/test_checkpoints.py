@@ -86,6 +86,6 @@ def test_an_optimiser_with_another_state_is_refused(tiny: Tiny) -> None:
     other = tiny(train__optim={"name": "lion"})
     store = prepare(other.data, other.tokenizer, other.impl.data_dir)
     session = Session(other, store, World(0, 1, torch.device("cpu")), result.run_dir, Silent())
-    with pytest.raises(RunError, match="optimiser state isn't that of this run's optimisers"):
+    with pytest.raises(RunError, match="under 'optimizer' isn't what this run needs"):
         session.start()
     session.close()
