@@ -12,7 +12,21 @@ import sys
 
 import typer
 
-from slm.cli import bench, data, doctor, evaluate, export, generate, model, parts, plan, study, tokenizer, train
+from slm.cli import (
+    bench,
+    data,
+    distill,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    model,
+    parts,
+    plan,
+    study,
+    tokenizer,
+    train,
+)
 
 app = typer.Typer(
     name="slm",
@@ -23,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (train, plan, model, parts, tokenizer, data, evaluate, generate, export, study, bench, doctor):
+for verb in (train, plan, model, parts, tokenizer, data, evaluate, generate, export, study, distill, bench, doctor):
     verb.register(app)
 
 

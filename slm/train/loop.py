@@ -29,6 +29,7 @@ from slm.model.decoder import Decoder
 from slm.model.precision import autocast
 from slm.train.metrics import MetricsLog
 from slm.train.mirror import Mirror
+from slm.train.objective import loss_module
 from slm.train.optim import set_rate
 from slm.train.optim.steps import evaluation_weights, final_weights, training_weights
 from slm.train.parallel import World
@@ -56,20 +57,6 @@ class TrainResult:
     seconds: float
     skipped: int
     interrupted: bool
-
-
-class LossModule(nn.Module):
-    """Decoder and loss as one module, so that DDP and compile see a single forward pass."""
-
-    def __init__(self, model: Decoder) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, tokens_BT: Tensor, targets_BT: Tensor, positions_BT: Tensor, docs_BT: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        sums = self.model.training_loss(tokens_BT, targets_BT, positions_BT=positions_BT, docs_BT=docs_BT)
-        return sums.loss, sums.nll
 
 
 def train(run: "Run", corpus: Corpus, world: World, progress: TrainProgress | None = None) -> TrainResult:
@@ -130,7 +117,8 @@ class Session:
         self.log = MetricsLog(self.run_dir / "metrics.jsonl", state.step) if self.world.main else None
         wandb = run.log.wandb if self.world.main else type(run.log.wandb)()
         self.mirror = Mirror(wandb, self.run_dir, run.name, run.identity, run.experiment(), self.progress.say)
-        module: nn.Module = LossModule(state.model)
+        self.objective = loss_module(run, state.model, self.corpus, state.loader.plan, self.total)
+        module: nn.Module = self.objective
         if run.impl.compile:
             module = torch.compile(module)  # type: ignore[assignment]
         self.module = self.world.wrap(module)
@@ -172,9 +160,9 @@ class Session:
         counted = torch.stack([(batch.targets_BT >= 0).sum(), size, self._attended(batch)])
         b = batch.to(device)
         with autocast(device, self.run.train.precision):
-            loss, nll = self.module(b.tokens_BT, b.targets_BT, b.positions_BT, b.docs_BT)
+            loss, nll, kl = self.module(*self.objective.inputs(b))
         (loss * (self.world.size / targets).to(loss.dtype)).backward()
-        self.state.sums += torch.cat([nll.detach()[None], counted.to(device)]).to(self.state.sums.dtype)
+        self.state.sums += torch.cat([nll.detach()[None], counted.to(device), kl[None]]).to(self.state.sums.dtype)
 
     def _attended(self, batch: Batch) -> Tensor:
         """FLOPs that the batch's counted tokens spend on the keys they attend to: causal, within windows and documents."""
@@ -238,7 +226,7 @@ class Session:
     def _record(self) -> None:
         """Write the means since the last record."""
         state, run = self.state, self.run
-        nll, targets, size, attended = self.world.sum(state.sums.clone()).tolist()
+        nll, targets, size, attended, kl = self.world.sum(state.sums.clone()).tolist()
         state.sums.zero_()
         self._tick()
         speed = (state.step - self.record_step) * run.train.batch_tokens / self.since_record
@@ -250,6 +238,7 @@ class Session:
             "tokens_per_param": state.step * run.train.batch_tokens / self.params,
             "loss": nll / targets,
             "bpb": bits_per_byte(nll, size),
+            **({"kl": kl / targets} if run.train.distill is not None else {}),
             "lr": state.optimizers[0].param_groups[0]["lr"],
             "grad_norm": float(self.last_norm),
             "tokens_per_s": speed,

@@ -13,6 +13,7 @@ import yaml
 from slm.config.errors import ConfigError, RunError
 from slm.config.identity import differences
 from slm.config.yaml import dump_yaml
+from slm.train.config import what_counts
 
 if TYPE_CHECKING:
     from slm.run import Run
@@ -51,7 +52,9 @@ def refuse_other_experiment(run: "Run", run_dir: Path) -> None:
         return  # nothing was trained yet that could be mixed up
     old = yaml.safe_load(file.read_text()) or {}
     new = run.experiment()
-    changed = differences({section: old.get(section) for section in new}, new)
+    before = {section: old.get(section) for section in new}
+    before["train"] = what_counts(before["train"] or {})
+    changed = differences(before, new)
     if changed:
         raise ConfigError(
             f"{run_dir} holds another experiment. It differs in {'; '.join(changed)}. Give this one its own place "

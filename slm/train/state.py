@@ -17,14 +17,17 @@ from slm.data.loader import Loader
 from slm.model.classes import classify
 from slm.model.decoder import Decoder
 from slm.model.init import describe_tensor
+from slm.train.given import load_given
 from slm.train.optim import NamedParameter
 from slm.train.parallel import World
+from slm.train.rundir import run_dir_of
 
 if TYPE_CHECKING:
     from slm.run import Run
 
-SUMS = ("nll", "targets", "bytes", "attended")
-"""Summed on the device since the last log record: nats, targets, their bytes, FLOPs spent on attended keys."""
+SUMS = ("nll", "targets", "bytes", "attended", "kl")
+"""Summed on the device since the last log record: nats, targets, their bytes, FLOPs spent on attended keys, nats of divergence
+from a teacher."""
 
 
 @dataclass
@@ -45,7 +48,10 @@ class TrainState:
 
 def build(run: "Run", corpus: Corpus, loader: Loader, world: World) -> TrainState:
     """A fresh state: initial weights from the seed, optimisers with every parameter in exactly one group."""
-    model = Decoder(run.model).init_weights(run.train.seed).to(world.device)
+    model = Decoder(run.model).init_weights(run.train.seed)
+    if run.train.init_from is not None and checkpoint.latest(run_dir_of(run)) is None:  # a resumed run has its own
+        load_given(model, run.train.init_from, run.train.init_from_hash)
+    model = model.to(world.device)
     model.attention_backend = run.impl.attention
     parameters = named_parameters(model)
     optimizers = run.train.optim.build(parameters)
@@ -105,7 +111,8 @@ def resume(state: TrainState, run_dir: Path, world: World) -> bool:
     state.step, state.seconds = saved.state["step"], saved.state["seconds"]
     state.skipped.fill_(saved.state["skipped"])
     if world.main:  # sums are of all processes; one of them carries on with them
-        state.sums.copy_(torch.tensor(saved.state["sums"], dtype=state.sums.dtype))
+        sums = torch.tensor(saved.state["sums"], dtype=state.sums.dtype)
+        state.sums[: len(sums)].copy_(sums)  # a checkpoint from before there were teachers has no sum for one
     return True
 
 
