@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from slm.model.axes import norms_along
 from slm.model.cache import Cache
 from slm.model.config import Model
 from slm.model.parts import BuildContext
@@ -38,6 +39,8 @@ class LossSums:
 
 class Decoder(nn.Module):
     """A decoder-only transformer. Weights are uninitialised until `init_weights` or a checkpoint fills them."""
+
+    axes = norms_along("dim", "norm")
 
     def __init__(self, config: Model) -> None:
         super().__init__()

@@ -20,6 +20,9 @@ ActivationName = Annotated[str, pydantic.AfterValidator(known_activation)]
 class GatedModule(nn.Module):
     """down(act(gate(x)) * up(x))."""
 
+    axes = {"gate.weight": ("hidden", "dim"), "up.weight": ("hidden", "dim"), "down.weight": ("dim", "hidden")}
+    axes |= {"gate.bias": ("hidden",), "up.bias": ("hidden",), "down.bias": ("dim",)}
+
     def __init__(self, ctx: BuildContext, hidden: int, act: Activation, bias: bool = False) -> None:
         super().__init__()
         self.gate = nn.Linear(ctx.dim, hidden, bias=bias)
@@ -36,6 +39,9 @@ class GatedModule(nn.Module):
 
 class PlainModule(nn.Module):
     """down(act(up(x)))."""
+
+    axes = {"up.weight": ("hidden", "dim"), "down.weight": ("dim", "hidden")}
+    axes |= {"up.bias": ("hidden",), "down.bias": ("dim",)}
 
     def __init__(self, ctx: BuildContext, hidden: int, act: Activation, bias: bool = False) -> None:
         super().__init__()
@@ -66,6 +72,9 @@ class DensePart(FeedForwardPart):
     def resolve(self, dim: int, layers: int) -> Self:
         default = -(-8 * dim // 3 // 64) * 64 if self.gated else 4 * dim
         return self.with_(hidden=self.hidden or default)
+
+    def narrowed(self, hidden: int) -> Self:
+        return self.with_(hidden=hidden)
 
     @property
     def inner_width(self) -> int:

@@ -244,7 +244,7 @@ def test_a_cache_of_something_else_is_refused(taught, changes: dict, why: str) -
 
 def test_a_directory_holds_one_cache(taught) -> None:
     cached(taught())
-    with pytest.raises(ConfigError, match="temperature: 1.0 -> 2.0"):
+    with pytest.raises(ConfigError, match=r"temperature: 1\.0 -> 2\.0"):
         cached(taught(distill__temperature=2.0))
 
 
