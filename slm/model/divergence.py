@@ -199,8 +199,9 @@ class _Chunks(torch.autograd.Function):
             for start in range(0, len(x_ND), step):
                 block = slice(start, start + step)
                 x_CD = x_ND[block].to(dtype)
+                raw_CV = (x_CD @ w_VD.mT).to(wide)
                 with torch.enable_grad():
-                    raw_CV = (x_CD @ w_VD.mT).detach().to(wide).requires_grad_()
+                    raw_CV.requires_grad_()
                     bias = None if bias_V is None else bias_V.detach().to(wide).requires_grad_()
                     loss = (rows_of(head.logits(raw_CV, bias), block) * counted_N[block]).sum()
                     grads = torch.autograd.grad(loss, [raw_CV] if bias is None else [raw_CV, bias])

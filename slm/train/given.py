@@ -36,7 +36,7 @@ def open_given(path: str, expected: str | None, field: str, *, device: torch.dev
     if expected is not None and (found := weights_hash(path)) != expected:
         raise ConfigError(
             f"{field}={path}: these are not the weights that the experiment is defined with (theirs are named {found}, its {expected}): they "
-            f"were trained on or replaced. Give the path of the right ones, or remove the hash to define another experiment."
+            f"were trained on or replaced. Give the path of the right ones, or set {field}_hash=null to define another experiment."
         )
     if not is_hugging_face(Path(path)):
         restored = restore(path, device=device)

@@ -44,7 +44,7 @@ def calibration_corpus(restored: Restored, given: Path | str | None) -> Corpus:
     """
     if given is None and "data" not in restored.config:
         raise ConfigError(
-            f"{restored.path} was imported, so it has no text of its own to measure on. Name a recipe or a token store with --calibrate."
+            f"{restored.path} was imported or pruned, so it has no text of its own to measure on. Name a recipe or a token store with --calibrate."
         )
     corpus = corpus_of(restored.config) if given is None else Corpus({"store": Store.open(given)})
     check_tokenizer(restored, corpus)
