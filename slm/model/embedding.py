@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slm.config.registry import Registry
 from slm.cost.cost import Cost
-from slm.model.axes import norms_along
+from slm.model.axes import Axes, norms_along
 from slm.model.parts import BuildContext, ModelPart
 
 
@@ -80,7 +80,7 @@ class Embedding(nn.Module):
         scheme = ctx.model.parametrization
         self.scale = part.factor(dim) * scheme.embedding_factor(ctx.model)
         stored = None if part.rank else "dim"
-        self.axes = {"weight": (None, stored), "head": (None, stored), "head_bias": (None,)}
+        self.axes: dict[str, Axes] = {"weight": (None, stored), "head": (None, stored), "head_bias": (None,)}
         self.axes |= {"project_in.weight": ("dim", None), "project_out.weight": (None, "dim")} | norms_along(
             "dim", "norm"
         )

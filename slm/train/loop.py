@@ -27,9 +27,9 @@ from slm.data.plan.of_corpus import plan_of
 from slm.eval.rows import bits_per_byte, row_sums
 from slm.model.decoder import Decoder
 from slm.model.precision import autocast
+from slm.train.distill.loss import loss_module
 from slm.train.metrics import MetricsLog
 from slm.train.mirror import Mirror
-from slm.train.objective import loss_module
 from slm.train.optim import set_rate
 from slm.train.optim.steps import evaluation_weights, final_weights, training_weights
 from slm.train.parallel import World

@@ -1,22 +1,15 @@
 """What a step minimises: model and loss as one module, so that DDP, FSDP and compile see a single forward pass.
 
 The module's inputs are made outside of it, by `LossModule.inputs`: what a teacher says of a batch comes in as tensors, and
-the teacher itself is no part of what is wrapped, sharded, trained or saved.
+the teacher itself is no part of what is wrapped, sharded, trained or saved. `slm.train.distill.loss.loss_module` chooses.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from slm.data.loader import Batch
 from slm.model.decoder import Decoder
-
-if TYPE_CHECKING:
-    from slm.data.corpus import Corpus
-    from slm.data.plan import Plan
-    from slm.run import Run
 
 
 class LossModule(nn.Module):
@@ -36,17 +29,3 @@ class LossModule(nn.Module):
         """(loss, cross entropy, divergence from a teacher), each summed over the targets; only the loss has a gradient."""
         sums = self.model.training_loss(tokens_BT, targets_BT, positions_BT=positions_BT, docs_BT=docs_BT)
         return sums.loss, sums.nll, sums.nll.new_zeros(())
-
-
-def loss_module(run: "Run", model: Decoder, corpus: "Corpus", plan: "Plan", steps: int) -> LossModule:
-    """The objective of a run of ``steps`` steps; a teacher is loaded here, on the model's device.
-
-    Raises:
-        ConfigError: the teacher isn't the one that the run is defined with, or has another tokenizer, vocabulary or context.
-        RunError: its checkpoint or cache is damaged.
-    """
-    if run.train.distill is None:
-        return LossModule(model)
-    from slm.train.distill.loss import distill_loss
-
-    return distill_loss(run, model, corpus, plan, steps)

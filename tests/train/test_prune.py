@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from support import slm, tiny_config
+from support import tiny_config
 
 from slm import checkpoint
+from slm.cli.prune import prune_model
 from slm.config.errors import ConfigError
 from slm.config.yaml import dump_yaml
 from slm.data.prepare import prepare
+from slm.eval.bpb import evaluate
 from slm.model.decoder import Decoder
 from slm.model.prune import Shape
 from slm.run import Run
@@ -24,16 +27,25 @@ from slm.train.prune import calibration_corpus, calibration_rows, prune, save_pr
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-@pytest.fixture
-def parent(tiny) -> checkpoint.Restored:
-    run = tiny(train__budget={"steps": 120}, model__layers=4, model__ffn__hidden=96, log__eval_every=None, log__dir="p")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained model, and its text."""
+    folder = tmp_path_factory.mktemp("trained")
+    places = {"log__dir": str(folder / "p"), "impl__data_dir": str(folder / "data")}
+    config = tiny_config(**places, train__budget={"steps": 120}, model__layers=4, model__ffn__hidden=96)
+    run = Run(**config | {"log": config["log"] | {"eval_every": None}})
     train(run, prepare(run.data, run.tokenizer, run.impl.data_dir), ALONE)
+    return folder
+
+
+@pytest.fixture
+def parent(trained: Path) -> checkpoint.Restored:
+    shutil.copytree(trained / "p", "p")
+    shutil.copytree(trained / "data", "data")
     return checkpoint.restore("p")
 
 
 def loss_of(model: Decoder, corpus) -> float:
-    from slm.eval.bpb import evaluate
-
     return evaluate(model, corpus.documents("heldout"), corpus.tokenizer.eot_id).bpb
 
 
@@ -57,24 +69,30 @@ def test_a_pruned_model_is_far_better_than_a_fresh_one_and_is_trained_on(parent,
         save_pruned(pruned, parent, shape, Path("small"))
 
 
-def test_the_verb(parent) -> None:
-    done = slm("model", "prune", "p", "--out", "s", "--layers", "2", "--ffn-hidden", "48", "--rows", "9", "--json")
-    said = json.loads(done.stdout)
-    assert len(said["kept_layers"]) == 2
-    assert len(said["influence"]) == 4
-    assert said["params"]["unique"] < said["parent_params"]["unique"]
-    store = next(Path("data").glob("synthetic*"))
-    slm("model", "prune", "s", "--out", "t", "--layers", "1", "--calibrate", str(store))
+def said(capsys: pytest.CaptureFixture[str], *given: str, **options) -> dict:
+    prune_model(*given, json=True, **options)
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_verb(parent, capsys: pytest.CaptureFixture[str]) -> None:
+    first = said(capsys, "p", Path("s"), layers=2, ffn_hidden=48, rows=9)
+    assert len(first["kept_layers"]) == 2
+    assert len(first["influence"]) == 4
+    assert first["params"]["unique"] < first["parent_params"]["unique"]
+    store = next(p for p in Path("data").glob("synthetic*") if p.is_dir())
+    said(capsys, "s", Path("t"), layers=1, calibrate=str(store))
     Path("r.yaml").write_text(dump_yaml(Run(**tiny_config()).model_dump(mode="json")))
-    slm("model", "prune", "s", "--out", "u", "--layers", "1", "--calibrate", "r.yaml")
-    assert all(
-        torch.equal(a, b) for a, b in zip(*(checkpoint.restore(p).model.parameters() for p in ("t", "u")), strict=True)
-    )
-    asked = slm("model", "prune", "s", "--out", "v", "--layers", "1", code=2)  # a pruned model has no text of its own
-    assert "--calibrate" in asked.stderr
+    said(capsys, "s", Path("u"), layers=1, calibrate="r.yaml")
+    both = (checkpoint.restore(p).model.parameters() for p in ("t", "u"))
+    assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
+    with pytest.raises(ConfigError, match="--calibrate"):  # a pruned model has no text of its own
+        prune_model("s", Path("v"), layers=1)
 
 
-def test_the_verb_refuses(tmp_path: Path, parent) -> None:
-    assert "Nothing to prune" in slm("model", "prune", "p", "--out", "s", code=2).stderr
-    assert "from 4 to 9" in slm("model", "prune", "p", "--out", "s", "--layers", "9", code=2).stderr
-    assert "holds a run already" in slm("model", "prune", "p", "--out", "p", "--layers", "2", code=2).stderr
+def test_the_verb_refuses(parent) -> None:
+    with pytest.raises(ConfigError, match="Nothing to prune"):
+        prune_model("p", Path("s"))
+    with pytest.raises(ConfigError, match="from 4 to 9"):
+        prune_model("p", Path("s"), layers=9)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        prune_model("p", Path("p"), layers=2)

@@ -13,6 +13,7 @@ from slm.cost.cost import Cost
 from slm.model.attention.backends import Scores, attend
 from slm.model.attention.base import AttentionPart, attention
 from slm.model.attention.values import ValueMix, value_mix_params
+from slm.model.axes import Axes
 from slm.model.cache import Room
 from slm.model.norm import OptionalNormSlot
 from slm.model.parts import BuildContext, refuse
@@ -46,14 +47,14 @@ class SoftmaxAttention(nn.Module):
         self.scale = part.scale_ * ctx.model.parametrization.attention_factor(ctx.model, self.head_dim)
 
     @property
-    def axes(self) -> dict[str, tuple[str | None, ...]]:
+    def axes(self) -> dict[str, Axes]:
         """See `slm.model.axes`."""
-        table: dict[str, tuple[str | None, ...]] = {"o.weight": ("dim", "q"), "o.bias": ("dim",), "sinks": ("heads",)}
+        table: dict[str, Axes] = {"o.weight": ("dim", "q"), "o.bias": ("dim",), "sinks": ("heads",)}
         for name, axis in (("q", "q"), ("k", "kv"), ("v", "kv")):
             table |= {f"{name}.weight": (axis, "dim"), f"{name}.bias": (axis,)}
         table["gate.weight"] = ("heads" if self.part.gate == "head" else "q", "dim")
         for name, wide, each in (("q_norm", "q", "heads"), ("k_norm", "kv", "groups")):
-            own = {"head": (None,), "each": (each, None), "full": (wide,)}.get(self.part.qk_norm, ())
+            own: Axes = {"head": (None,), "each": (each, None), "full": (wide,)}.get(self.part.qk_norm, ())
             table |= {f"{name}.weight": own, f"{name}.bias": own, f"{name}.alpha": ()}
         return table
 

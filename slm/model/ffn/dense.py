@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slm.cost.cost import Cost
+from slm.model.axes import Axes
 from slm.model.ffn.activations import ACTIVATIONS, Activation, known_activation
 from slm.model.ffn.base import FeedForwardPart, ffn
 from slm.model.parts import BuildContext
@@ -20,7 +21,11 @@ ActivationName = Annotated[str, pydantic.AfterValidator(known_activation)]
 class GatedModule(nn.Module):
     """down(act(gate(x)) * up(x))."""
 
-    axes = {"gate.weight": ("hidden", "dim"), "up.weight": ("hidden", "dim"), "down.weight": ("dim", "hidden")}
+    axes: ClassVar[dict[str, Axes]] = {
+        "gate.weight": ("hidden", "dim"),
+        "up.weight": ("hidden", "dim"),
+        "down.weight": ("dim", "hidden"),
+    }
     axes |= {"gate.bias": ("hidden",), "up.bias": ("hidden",), "down.bias": ("dim",)}
 
     def __init__(self, ctx: BuildContext, hidden: int, act: Activation, bias: bool = False) -> None:
@@ -40,7 +45,7 @@ class GatedModule(nn.Module):
 class PlainModule(nn.Module):
     """down(act(up(x)))."""
 
-    axes = {"up.weight": ("hidden", "dim"), "down.weight": ("dim", "hidden")}
+    axes: ClassVar[dict[str, Axes]] = {"up.weight": ("hidden", "dim"), "down.weight": ("dim", "hidden")}
     axes |= {"up.bias": ("hidden",), "down.bias": ("dim",)}
 
     def __init__(self, ctx: BuildContext, hidden: int, act: Activation, bias: bool = False) -> None:

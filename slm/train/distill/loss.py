@@ -52,16 +52,23 @@ class DistillLoss(LossModule):
                 top_k=d.top_k,
             )
 
-        where = {"positions_BT": positions_BT, "docs_BT": docs_BT}
-        sums = self.model.training_loss(tokens_BT, targets_BT, **where, ce_weight=1 - d.weight, guide=guide)
+        sums = self.model.training_loss(
+            tokens_BT, targets_BT, positions_BT=positions_BT, docs_BT=docs_BT, ce_weight=1 - d.weight, guide=guide
+        )
         assert sums.guided is not None
         return sums.loss, sums.nll, sums.guided / factor
 
 
-def distill_loss(run: "Run", model: Decoder, corpus: "Corpus", plan: "Plan", steps: int) -> DistillLoss:
-    """See `slm.train.objective.loss_module`."""
+def loss_module(run: "Run", model: Decoder, corpus: "Corpus", plan: "Plan", steps: int) -> LossModule:
+    """The objective of a run of ``steps`` steps; a teacher is loaded here, on the model's device.
+
+    Raises:
+        ConfigError: the teacher isn't the one that the run is defined with, or has another tokenizer, vocabulary or context.
+        RunError: its checkpoint or cache is damaged.
+    """
     distill = run.train.distill
-    assert distill is not None
+    if distill is None:
+        return LossModule(model)
     check_top_k(distill.top_k, run.model.vocab_)
     if distill.cache is not None:
         rows = steps * run.train.batch_tokens // run.data.seq_len

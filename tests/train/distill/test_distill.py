@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from support import slm, tiny_config
+from support import tiny_config
 
 from slm import checkpoint
 from slm.checkpoint.fingerprint import weights_hash
+from slm.cli.distill import cache
 from slm.config.errors import ConfigError, RunError
+from slm.config.yaml import dump_yaml
+from slm.data.loader import Loader, make_batch
 from slm.data.prepare import prepare
 from slm.data.store.checked import BLOCK
+from slm.model.decoder import Decoder
 from slm.run import Run
 from slm.train.config import Train
 from slm.train.distill import fill as filling
 from slm.train.distill.cache import TeacherCache, fewer
 from slm.train.distill.fill import fill, header_of, plan_for
-from slm.train.distill.loss import DistillLoss
+from slm.train.distill.loss import DistillLoss, loss_module
 from slm.train.distill.teacher import OnlineTeacher, open_teacher
 from slm.train.loop import TrainResult, train
 from slm.train.metrics import read_metrics
-from slm.train.objective import LossModule, loss_module
+from slm.train.objective import LossModule
 from slm.train.parallel import World
+from slm.train.state import build
 
 ALONE = World(0, 1, torch.device("cpu"))
 TEACHER = "taught/teacher"
@@ -86,9 +93,6 @@ def test_the_objective_is_the_mix_that_is_declared(taught, tiny) -> None:
     run = taught(distill__weight=0.3, distill__temperature=2.0)
     corpus = corpus_of(run)
     plan, _ = plan_for(run, corpus)
-    from slm.data.loader import make_batch
-    from slm.model.decoder import Decoder
-
     model, batch = Decoder(run.model).init_weights(0), make_batch(plan, range(4))
     objective = loss_module(run, model, corpus, plan, 12)
     loss, nll, kl = objective(*objective.inputs(batch))
@@ -169,16 +173,15 @@ def test_a_cache_is_the_online_teacher_up_to_its_rounding(taught) -> None:
 
 def test_records_say_what_the_teacher_says_and_tokens_may_fall_away(taught) -> None:
     run = taught()
-    cache = TeacherCache(cached(run, top_k=9))
-    cache.verify()
+    kept = TeacherCache(cached(run, top_k=9))
+    kept.verify()
     plan, rows = plan_for(run, corpus_of(run))
-    from slm.data.loader import make_batch
 
     batch = make_batch(plan, range(rows - 3, rows))
     teacher = checkpoint.restore(TEACHER).model
     hidden = teacher(batch.tokens_BT, positions_BT=batch.positions_BT, docs_BT=batch.docs_BT)
     logq = teacher.logits(hidden).flatten(0, 1).log_softmax(-1)
-    found = cache.read(batch.rows)
+    found = kept.read(batch.rows)
     top = logq.topk(9)
     assert torch.equal(found.ids_NK, top.indices)
     assert torch.allclose(found.logq_NM[:, :9], top.values, rtol=2e-3, atol=2e-3)
@@ -295,9 +298,6 @@ def test_starting_from_given_weights(taught, tiny) -> None:
     run = tiny(train__init_from=TEACHER, model__dim=48, log__dir="on")
     corpus = corpus_of(run)
     plan, _ = plan_for(run, corpus)
-    from slm.data.loader import Loader
-    from slm.train.state import build
-
     state = build(run, corpus, Loader(plan, 8), ALONE)
     assert all(torch.equal(p, weights(TEACHER)[n]) for n, p in state.model.named_parameters())
     go(run)
@@ -312,14 +312,54 @@ def test_given_weights_of_another_shape_name_the_first_tensor(taught, tiny) -> N
         go(tiny(train__init_from=TEACHER))
 
 
-def test_the_verb_fills_a_cache_that_a_run_reads(taught) -> None:
-    from slm.config.yaml import dump_yaml
-
+def test_the_verb_fills_a_cache_that_a_run_reads(taught, capsys: pytest.CaptureFixture[str]) -> None:
     Path("r.yaml").write_text(dump_yaml(taught().model_dump(mode="json")))
-    done = slm("distill", "cache", "r.yaml", "--out", "c", "--top-k", "5", "--json")
-    said = json.loads(done.stdout)
+    cache("r.yaml", out=Path("c"), top_k=5, json=True)
+    said = json.loads(capsys.readouterr().out)
     assert (said["rows"], said["top_k"], said["written_shards"]) == (96, 5, 1)
     assert said["bytes"] == 96 * 32 * (4 * 5 + 2) + 4 * -(-96 * 32 * 22 // BLOCK)
     run = taught(distill__cache="c", distill__top_k=5, distill__teacher=None)
     assert run.train.distill.teacher_hash == weights_hash(TEACHER)
     go(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [False, True], ids=["online", "cached"])
+def test_two_processes_learn_the_same_from_it(taught, kept: bool) -> None:
+    cached(taught())
+    more = {"distill__cache": "cache"} if kept else {}
+    run = taught(distill__top_k=6, distill__temperature=1.0, log__dir="one", log__eval_every=None, **more)
+    Path("r.yaml").write_text(dump_yaml(run.model_dump(mode="json")))
+    go(run)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "slm"]
+    command = [
+        *torchrun,
+        "train",
+        "r.yaml",
+        "log.dir=two",
+        "finish.samples=0",
+        "finish.export=[]",
+        "finish.report=false",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for a, b in zip(records("one"), records("two"), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], abs=1e-5)
+        assert b["kl"] == pytest.approx(a["kl"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_hugging_face_directory_can_teach(taught) -> None:
+    pytest.importorskip("transformers")
+    from slm.export import export_hf
+
+    export_hf(checkpoint.restore(TEACHER), Path("hub"))
+    short = {"train__budget": {"steps": 7}, "log__eval_every": None}
+    go(taught(log__dir="ours", **short))
+    run = taught(distill__teacher="hub", log__dir="theirs", **short)
+    go(run)
+    for a, b in zip(records("ours"), records("theirs"), strict=True):
+        assert b["kl"] == pytest.approx(a["kl"], rel=1e-4)
+    file = Path("hub/model.safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    assert taught(distill__teacher="hub").identity != run.identity
