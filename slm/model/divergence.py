@@ -48,7 +48,8 @@ class Head:
     @classmethod
     def of(cls, embedding: Embedding) -> "Head":
         """A model's, over its real tokens."""
-        weight, bias, V = embedding.head_weight, embedding.head_bias, embedding.vocab
+        weight, V = embedding.head_weight, embedding.vocab
+        bias: Tensor | None = embedding.head_bias
         if len(weight) != V:  # rows that only pad
             weight, bias = weight[:V], None if bias is None else bias[:V]
         return cls(weight, bias, embedding.logit_scale, embedding.softcap)

@@ -54,7 +54,8 @@ class SoftmaxAttention(nn.Module):
             table |= {f"{name}.weight": (axis, "dim"), f"{name}.bias": (axis,)}
         table["gate.weight"] = ("heads" if self.part.gate == "head" else "q", "dim")
         for name, wide, each in (("q_norm", "q", "heads"), ("k_norm", "kv", "groups")):
-            own: Axes = {"head": (None,), "each": (each, None), "full": (wide,)}.get(self.part.qk_norm, ())
+            kinds: dict[str, Axes] = {"head": (None,), "each": (each, None), "full": (wide,)}
+            own = kinds.get(self.part.qk_norm, ())
             table |= {f"{name}.weight": own, f"{name}.bias": own, f"{name}.alpha": ()}
         return table
 
