@@ -18,7 +18,7 @@ from slm.config.identity import fingerprint
 from slm.data.config import Data
 from slm.data.tokenizer import TokenizerSlot
 from slm.model.config import Model
-from slm.train.config import Impl, Log, Train
+from slm.train.config import Impl, Log, Train, what_counts
 
 IDENTITY = ("model", "tokenizer", "data", "train")
 """The sections that define an experiment."""
@@ -84,4 +84,5 @@ class Run(Config):
 
     def experiment(self) -> dict[str, Any]:
         """The identity-defining sections as plain data."""
-        return {section: dump for section, dump in self.model_dump(mode="json").items() if section in IDENTITY}
+        sections = {section: dump for section, dump in self.model_dump(mode="json").items() if section in IDENTITY}
+        return sections | {"train": what_counts(sections["train"])}

@@ -23,7 +23,15 @@ DOORS: dict[str, set[str]] = {
     "slm.generate": {"config", "model", "checkpoint"},
     "slm.eval": {"config", "model", "data", "checkpoint", "generate"},
     "slm.export": {"config", "model", "checkpoint", "cost", "data"},
-    "slm.train": {"config", "model", "data", "checkpoint", "eval", "cost"},
+    "slm.train": {
+        "config",
+        "model",
+        "data",
+        "checkpoint",
+        "eval",
+        "cost",
+        "export",
+    },  # export reads a teacher from the hub
     "slm.run": {"config", "model", "data", "train"},
     "slm.study": {"config", "run", "train", "eval", "cost", "report"},
     "slm.planning": {"config", "run", "data", "model", "train", "cost", "export"},

@@ -16,6 +16,7 @@ from slm.cli import (
     bench,
     checkpoint,
     data,
+    distill,
     doctor,
     evaluate,
     export,
@@ -55,6 +56,7 @@ for verb in (
     export,
     checkpoint,
     study,
+    distill,
     bench,
     doctor,
 ):

@@ -10,6 +10,7 @@ import typer
 from slm.cli.coord_check import coord_check
 from slm.cli.importing import import_model
 from slm.cli.output import JsonFlag, emit_json, table
+from slm.cli.prune import prune_model
 
 
 def register(app: typer.Typer) -> None:
@@ -17,6 +18,7 @@ def register(app: typer.Typer) -> None:
     verbs.command("list")(list_models)
     verbs.command("show")(show)
     verbs.command("import")(import_model)
+    verbs.command("prune")(prune_model)
     verbs.command("coord-check")(coord_check)
     app.add_typer(verbs, name="model")
 

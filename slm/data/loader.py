@@ -29,7 +29,7 @@ class Batch:
     ``cu_seqlens``: int32, where every segment begins in the flattened rows, for attention over variable lengths: (segments +
     1,) entries from 0 to rows * seq_len, then that last number again up to a length that depends on nothing but the plan
     and the number of rows, so that shapes are the same at every step. ``max_seqlen``: no segment of the plan is longer.
-    ``first_row``: number of the global batch's first row.
+    ``first_row``: number of the global batch's first row. ``rows``: numbers in the plan of the rows that are here.
     """
 
     tokens_BT: Tensor
@@ -37,6 +37,7 @@ class Batch:
     positions_BT: Tensor
     docs_BT: Tensor
     first_row: int
+    rows: range
     cu_seqlens: Tensor
     max_seqlen: int
     bound: SegmentBound = field(repr=False)
@@ -64,6 +65,7 @@ class Batch:
                 targets_BT=self.targets_BT[part],
                 positions_BT=self.positions_BT[part],
                 docs_BT=self.docs_BT[part],
+                rows=self.rows[part],
                 cu_seqlens=torch.from_numpy(own).to(self.cu_seqlens.device),
             )
 
@@ -77,6 +79,7 @@ def make_batch(plan: Plan, rows: range) -> Batch:
         torch.from_numpy(read.positions),
         torch.from_numpy(read.docs),
         rows.start,
+        rows,
         torch.from_numpy(_padded(read.boundaries, plan.segments.of(len(rows)))),
         plan.max_seqlen,
         plan.segments,

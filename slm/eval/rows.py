@@ -11,8 +11,8 @@ from torch import Tensor
 from slm.data.loader import Batch
 from slm.model.precision import autocast
 
-Losses = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(tokens, targets, positions, docs), each (B, T), to (loss, cross entropy), both summed over targets."""
+Losses = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+"""(tokens, targets, positions, docs), each (B, T), to (loss, cross entropy, ...), summed over targets."""
 
 
 def row_sums(

@@ -7,11 +7,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from slm.model.axes import norms_along
 from slm.model.cache import Cache
 from slm.model.config import Model
 from slm.model.parts import BuildContext
@@ -27,15 +29,19 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class LossSums:
-    """Sums over the counted targets. ``loss``: what is optimised; ``nll``: cross entropy in nats, no gradient."""
+    """Sums over the counted targets. ``loss``: what is optimised; ``nll``: cross entropy in nats, no gradient; ``guided``: what
+    a guide added, no gradient."""
 
     loss: Tensor
     nll: Tensor
     count: Tensor
+    guided: Tensor | None = None
 
 
 class Decoder(nn.Module):
     """A decoder-only transformer. Weights are uninitialised until `init_weights` or a checkpoint fills them."""
+
+    axes = norms_along("dim", "norm")
 
     def __init__(self, config: Model) -> None:
         super().__init__()
@@ -79,8 +85,16 @@ class Decoder(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         docs_BT: Tensor | None = None,
+        ce_weight: float = 1.0,
+        guide: Callable[[Tensor], Tensor] | None = None,
     ) -> LossSums:
-        """Forward pass and loss; in training mode with whatever the parts add to it (multi-token prediction, balance penalties)."""
+        """Forward pass and loss; in training mode with whatever the parts add to it (multi-token prediction, balance penalties).
+
+        Args:
+            ce_weight: factor on the cross entropies, z-loss and multi-token prediction included; penalties keep theirs.
+            guide: takes the hidden states and gives another loss, summed over targets, such as a distance from a teacher. It is
+                called in here because here a sharded model has its weights together.
+        """
         hidden_BTD, sequence = self._run(tokens_BT, positions_BT, docs_BT, None)
         sums = self.loss(hidden_BTD, targets_BT)
         loss = sums.loss
@@ -88,9 +102,13 @@ class Decoder(nn.Module):
             return sums
         if self.further is not None:
             loss = loss + self._further_loss(hidden_BTD, targets_BT, sequence)
+        guided = None
+        if guide is not None:
+            guided = guide(hidden_BTD)
+            loss = ce_weight * loss + guided
         for penalty in sequence.penalties:
             loss = loss + penalty.to(loss.dtype) * sums.count
-        return LossSums(loss, sums.nll, sums.count)
+        return LossSums(loss, sums.nll, sums.count, None if guided is None else guided.detach())
 
     def _run(
         self, tokens_BT: Tensor, positions_BT: Tensor | None, docs_BT: Tensor | None, cache: Cache | None

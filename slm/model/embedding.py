@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from slm.config.registry import Registry
 from slm.cost.cost import Cost
+from slm.model.axes import Axes, norms_along
 from slm.model.parts import BuildContext, ModelPart
 
 
@@ -39,6 +40,10 @@ class EmbeddingPart(ModelPart):
     def factor(self, dim: int) -> float:
         """What embeddings are multiplied by."""
         return dim**0.5 if self.scale == "sqrt_dim" else float(self.scale)
+
+    def at_width(self, old: int, new: int) -> Self:
+        """The same factor on embeddings in a model that was cut from width ``old`` to ``new``."""
+        return self if self.factor(old) == self.factor(new) else self.with_(scale=self.factor(old))
 
     def build(self, ctx: BuildContext) -> "Embedding":
         return Embedding(self, ctx)
@@ -74,6 +79,11 @@ class Embedding(nn.Module):
         self.norm = ctx.norm() if part.norm else None
         scheme = ctx.model.parametrization
         self.scale = part.factor(dim) * scheme.embedding_factor(ctx.model)
+        stored = None if part.rank else "dim"
+        self.axes: dict[str, Axes] = {"weight": (None, stored), "head": (None, stored), "head_bias": (None,)}
+        self.axes |= {"project_in.weight": ("dim", None), "project_out.weight": (None, "dim")} | norms_along(
+            "dim", "norm"
+        )
         self.logit_scale = scheme.logit_factor(ctx.model) / part.logit_divisor
         self.softcap = part.softcap
 

@@ -57,6 +57,16 @@ class Norm(nn.Module):
         """The normalised input times ``weight`` plus ``bias``, both (width,) or None."""
         raise NotImplementedError
 
+    def size(self, x: Tensor) -> Tensor:
+        """The statistic that vectors (..., width) are divided by, without eps, (...,)."""
+        raise NotImplementedError
+
+    def rescale_(self, factor: float) -> None:
+        """Multiply the gain, if there is one."""
+        if self.weight is not None:
+            with torch.no_grad():
+                self.weight.copy_((1 + self.weight) * factor - 1 if self.one_plus else self.weight * factor)
+
     def forward(self, x: Tensor) -> Tensor:
         wide = _wide(x)
         weight = None if self.weight is None else _wide(self.weight)
@@ -76,12 +86,18 @@ class RMSNorm(Norm):
     def normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         return F.rms_norm(x, (self.width,), weight, self.eps)
 
+    def size(self, x: Tensor) -> Tensor:
+        return _wide(x).square().mean(-1).sqrt()
+
 
 class LayerNorm(Norm):
     """(x - mean) / sqrt(var + eps) * weight + bias."""
 
     def normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         return F.layer_norm(x, (self.width,), weight, bias, self.eps)
+
+    def size(self, x: Tensor) -> Tensor:
+        return _wide(x).var(-1, correction=0).sqrt()
 
 
 @norm.register("rmsnorm", paper="Zhang & Sennrich 2019, arXiv 1910.07467")

@@ -13,7 +13,7 @@ parallel     x + s f1(norm(x)) + s f2(norm'(x))      GPT-J (one norm), GPT-NeoX 
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from slm.config.registry import Registry
 from slm.cost.cost import Cost
+from slm.model.axes import norms_along
 from slm.model.ffn.activations import ACTIVATIONS
 from slm.model.parts import BuildContext, ModelPart
 from slm.model.sequence import Handed, Here
@@ -49,6 +50,12 @@ class ResidualPart(ModelPart):
         """What a branch is multiplied by."""
         depth = 1.0 if self.depth_scale is None else self.depth_scale / len(ctx.model.contexts) ** 0.5
         return self.branch_scale * depth * ctx.model.parametrization.branch_factor(ctx.model)
+
+    def at_depth(self, old: int, new: int) -> Self:
+        """The same factor on branches in a model that was cut from ``old`` places to ``new``."""
+        if self.depth_scale is None or old == new:
+            return self
+        return self.with_(depth_scale=self.depth_scale * (new / old) ** 0.5)
 
     @property
     def final_norm(self) -> bool:
@@ -81,6 +88,9 @@ class BlockBase(nn.Module):
     """
 
     param_classes = {"mix": "scalar"}
+    axes = {"mix": (None,)} | norms_along(
+        "dim", *(f"{branch}_{norm}" for branch in ("attention", "ffn") for norm in ("norm", "post_norm", "out_norm"))
+    )
 
     def __init__(self, part: ResidualPart, ctx: BuildContext, shared_ffn: nn.Module | None) -> None:
         super().__init__()
@@ -127,6 +137,8 @@ class BlockBase(nn.Module):
 
 class Shortcut(nn.Module):
     """W2 gelu(W1 x) of small rank."""
+
+    axes = {"up.weight": (None, "dim"), "down.weight": ("dim", None)}
 
     def __init__(self, dim: int, rank: int) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from slm.config.durations import Duration
 from slm.config.errors import ConfigError
 from slm.train.averaging import Averaging
 from slm.train.budget import Budget
+from slm.train.distill.config import Distill, weights_named
 from slm.train.optim import AdamW, OptimSlot
 from slm.train.parallel.modes import Automatic, ParallelSlot
 from slm.train.recompute import NoRecompute, RecomputeSlot
@@ -68,15 +69,39 @@ class Train(Config):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the matrix products; weights, optimiser state and statistics stay fp32. auto: bf16 where the device
     has instructions for it, else fp32. It is settled when the run is composed, so the identity holds what is computed."""
+    init_from: str | None = None
+    """Start from these weights instead of random ones: a run, a checkpoint, or a Hugging Face directory of the same shape. Weights
+    only; optimisers, schedule and data start afresh."""
+    init_from_hash: str | None = None
+    """Names the weights of ``init_from``. Filled in when the run is composed; the identity has it in place of the path."""
+    distill: Distill | None = None
+    """Learn from a teacher as well."""
 
     def settled(self, device: str) -> Self:
-        """With ``precision`` chosen for the device that ``impl.device`` names."""
-        if self.precision != "auto":
-            return self
-        from slm.model.precision import fast_bf16
-        from slm.train.parallel.world import pick_device
+        """With ``precision`` chosen for the device that ``impl.device`` names, and given weights named by their hash."""
+        changes: dict[str, Any] = {}
+        if self.precision == "auto":
+            from slm.model.precision import fast_bf16
+            from slm.train.parallel.world import pick_device
 
-        return self.with_(precision="bf16" if fast_bf16(pick_device(device)) else "fp32")
+            changes["precision"] = "bf16" if fast_bf16(pick_device(device)) else "fp32"
+        if self.init_from is not None and self.init_from_hash is None:
+            changes["init_from_hash"] = weights_named(self.init_from, "train.init_from")
+        if self.distill is not None and self.distill.teacher_hash is None:
+            changes["distill"] = self.distill.settled()
+        return self.with_(**changes) if changes else self
+
+
+def what_counts(train: dict[str, Any]) -> dict[str, Any]:
+    """Of a dumped `Train`, what defines the experiment: given weights by their hash, wherever they lie. Options that were never
+    asked for are left out, so that experiments from before there were such options keep their names."""
+    kept = {k: v for k, v in train.items() if k != "init_from"}
+    for option in ("init_from_hash", "distill"):
+        if kept.get(option) is None:
+            kept.pop(option, None)
+    if "distill" in kept:
+        kept["distill"] = {k: v for k, v in kept["distill"].items() if k not in ("teacher", "cache")}
+    return kept
 
 
 class Impl(Config):

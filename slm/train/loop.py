@@ -93,7 +93,7 @@ class Session:
                 f"A source is used up after {self.course.total:,} steps, and data.on_exhaust=stop: the run ends there."
             )
         loader = Loader(plan, self.course.rows(0), rank=world.rank, world=world.size, say=progress.say)
-        self.state: TrainState = build(run, loader, self.course, world)
+        self.state: TrainState = build(run, corpus, loader, self.course, world)
         token_bytes_V = torch.from_numpy(corpus.tokenizer.token_bytes)
         self.meter = Meter(run, costs, world, token_bytes_V, self.state)
         self.heldout = Heldout(run, corpus, world, token_bytes_V, self.state)

@@ -54,11 +54,13 @@ class Meter:
         """Whether the step that begins now will be recorded."""
         self._due = yes
 
-    def count(self, batch: Batch, nll: Tensor) -> None:
+    def count(self, batch: Batch, nll: Tensor, kl: Tensor) -> None:
         """Add a micro-batch of this process to the sums."""
         size = self.token_bytes_V[batch.targets_BT.clamp(min=0)].where(batch.targets_BT >= 0, 0).sum()
         counted = torch.stack([(batch.targets_BT >= 0).sum(), size, self._attended(batch)])
-        self.state.sums += torch.cat([nll.detach()[None], counted.to(self.world.device)]).to(self.state.sums.dtype)
+        self.state.sums += torch.cat([nll.detach()[None], counted.to(self.world.device), kl.detach()[None]]).to(
+            self.state.sums.dtype
+        )
 
     def _attended(self, batch: Batch) -> Tensor:
         """FLOPs that the batch's counted tokens spend on the keys they attend to: causal, within windows and documents."""
@@ -110,7 +112,7 @@ class Meter:
     def record(self, *, tokens: int, params: int, norm: Tensor) -> dict[str, Any]:
         """The record of the step that was just taken, on ``tokens`` so far. All processes call it; it waits for the device."""
         state = self.state
-        nll, targets, size, attended = self.world.sum(state.sums.clone()).tolist()
+        nll, targets, size, attended, kl = self.world.sum(state.sums.clone()).tolist()
         state.sums.zero_()
         self.tick()
         speed, stalled = (tokens - self.tokens) / self.since_record, self.stalled / self.since_record
@@ -123,6 +125,7 @@ class Meter:
             "tokens_per_param": tokens / params,
             "loss": nll / targets,
             "bpb": bits_per_byte(nll, size),
+            **({"kl": kl / targets} if self.run.train.distill is not None else {}),
             "lr": state.optimizers[0].param_groups[0]["lr"],
             "grad_norm": float(norm),
             "tokens_per_s": speed,

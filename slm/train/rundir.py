@@ -15,6 +15,7 @@ import yaml
 from slm.config.errors import ConfigError, RunError
 from slm.config.identity import differences
 from slm.config.yaml import dump_yaml
+from slm.train.config import what_counts
 
 if TYPE_CHECKING:
     from slm.run import Run
@@ -72,4 +73,4 @@ def _experiment_in(file: Path, schema: "type[Run]") -> dict[str, Any]:
         ValueError,
         TypeError,
     ):  # settings that are no longer there, or parts of plugins that aren't loaded
-        return dict(plain)
+        return dict(plain) | {"train": what_counts(plain.get("train") or {})}

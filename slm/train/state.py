@@ -22,19 +22,23 @@ from slm.model.init import describe_tensor
 from slm.train import compiling
 from slm.train.averaging import Ema
 from slm.train.course import Course
-from slm.train.losses import LossModule
+from slm.train.distill.loss import loss_module
+from slm.train.given import load_given
+from slm.train.objective import LossModule
 from slm.train.optim import NamedParameter
 from slm.train.optim.steps import evaluation_weights, final_weights, init_state
 from slm.train.optim.steps.shards import whole
 from slm.train.parallel import Spread
 from slm.train.parallel.world import World
+from slm.train.rundir import run_dir_of
 from slm.train.spikes import SpikeGuard
 
 if TYPE_CHECKING:
     from slm.run import Run
 
-SUMS = ("nll", "targets", "bytes", "attended")
-"""Summed on the device since the last log record: nats, targets, their bytes, FLOPs spent on attended keys."""
+SUMS = ("nll", "targets", "bytes", "attended", "kl")
+"""Summed on the device since the last log record: nats, targets, their bytes, FLOPs spent on attended keys, nats of divergence
+from a teacher."""
 
 
 @dataclass
@@ -44,8 +48,10 @@ class TrainState:
     model: Decoder
     optimizers: list[torch.optim.Optimizer]
     loader: Loader
+    objective: LossModule
+    """The model with its loss: it makes the inputs,"""
     spread: Spread
-    """The model with its loss, as the processes share it: what is called."""
+    """and this is what is called with them: the same, compiled and shared by the processes."""
     guard: SpikeGuard
     sums: Tensor
     """Shape (len(SUMS),), of this process, since the last record."""
@@ -80,12 +86,16 @@ class TrainState:
         return model
 
 
-def build(run: "Run", loader: Loader, course: Course, world: World) -> TrainState:
+def build(run: "Run", corpus: Corpus, loader: Loader, course: Course, world: World) -> TrainState:
     """A fresh state: initial weights from the seed, spread over the processes; optimisers with every parameter in exactly one group."""
-    model = Decoder(run.model).init_weights(run.train.seed).to(world.device)
+    model = Decoder(run.model).init_weights(run.train.seed)
+    if run.train.init_from is not None and run.train.branch is None and checkpoint.latest(run_dir_of(run)) is None:
+        load_given(model, run.train.init_from, run.train.init_from_hash)  # else the weights come from a checkpoint
+    model = model.to(world.device)
     model.attention_backend = run.impl.attention
     run.impl.recompute.apply(model)
-    spread = run.impl.parallel.spread(compiling.apply(LossModule(model), model, run.impl.compile), model, world)
+    objective = loss_module(run, model, corpus, loader.plan, course.total_rows)
+    spread = run.impl.parallel.spread(compiling.apply(objective, model, run.impl.compile), model, world)
     parameters = named_parameters(model)
     optimizers = run.train.optim.build(parameters)
     held = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
@@ -96,6 +106,7 @@ def build(run: "Run", loader: Loader, course: Course, world: World) -> TrainStat
         model,
         optimizers,
         loader,
+        objective,
         spread,
         SpikeGuard(run.train.spikes, world.device),
         torch.zeros(len(SUMS), dtype=wide, device=world.device),
@@ -192,7 +203,8 @@ def resume(state: TrainState, found: Path, world: World, *, rows_before: Callabl
         place = place | {"next_row": rows_before(state.step)}
     state.loader.restore(place, allow_data_change=rows_before is not None)
     if world.main:  # sums are of all processes; one of them carries on with them
-        state.sums.copy_(torch.tensor(saved["sums"], dtype=state.sums.dtype))
+        sums = torch.tensor(saved["sums"], dtype=state.sums.dtype)
+        state.sums[: len(sums)].copy_(sums)  # a checkpoint from before there were teachers has no sum for one
 
 
 Tensors = dict[str, Tensor]

@@ -57,9 +57,9 @@ class Stepper:
         """Add the gradient of the loss per target of the *global* batch; processes are averaged, hence the factor."""
         b = batch.to(self.world.device)
         with autocast(self.world.device, self.run.train.precision):
-            loss, nll = self.state.spread.module(b.tokens_BT, b.targets_BT, b.positions_BT, b.docs_BT)
+            loss, nll, kl = self.state.spread.module(*self.state.objective.inputs(b))
         (loss * (self.world.size / targets).to(loss.dtype)).backward()
-        self.meter.count(batch, nll)
+        self.meter.count(batch, nll, kl)
 
     def _clip(self) -> Tensor:
         """Scale the gradients down to ``train.clip``; returns the norm that they had."""

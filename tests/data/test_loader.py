@@ -52,8 +52,15 @@ def global_batch(loaders: list[Loader], micro: int) -> Batch:
     columns = {
         n: torch.cat([getattr(p, n) for p in parts]) for n in ("tokens_BT", "targets_BT", "positions_BT", "docs_BT")
     }
+    rows = [row for part in parts for row in part.rows]
+    assert rows == list(range(rows[0], rows[-1] + 1))
     return Batch(
-        **columns, first_row=parts[0].first_row, cu_seqlens=parts[0].cu_seqlens, max_seqlen=0, bound=PLAN.segments
+        **columns,
+        first_row=parts[0].first_row,
+        rows=range(rows[0], rows[-1] + 1),
+        cu_seqlens=parts[0].cu_seqlens,
+        max_seqlen=0,
+        bound=PLAN.segments,
     )
 
 
@@ -74,6 +81,7 @@ def test_the_stream_is_the_same_for_any_world_portion_and_history(data: st.DataO
             first = int(state["next_row"])
             batch = global_batch(loaders, data.draw(st.integers(1, 8)))
             assert batch.first_row == first
+            assert batch.rows == range(first, first + rows)
             for name in ("tokens_BT", "targets_BT", "positions_BT", "docs_BT"):
                 assert torch.equal(getattr(batch, name), getattr(STREAM, name)[first : first + rows])
             states = [loader.state() for loader in loaders]

@@ -24,7 +24,7 @@ from slm.model.config import Model
 from slm.model.decoder import Decoder
 from slm.train import compiling
 from slm.train.config import Impl
-from slm.train.losses import LossModule
+from slm.train.objective import LossModule
 from slm.train.recompute import Full, NoRecompute, Ops, recompute
 from tests.model.variants import BASE, ids, model_of
 

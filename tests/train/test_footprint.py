@@ -16,8 +16,8 @@ from slm.cost.memory import StepMemory, training_bytes
 from slm.model.attention.softmax import GroupedQuery
 from slm.model.config import Model
 from slm.train import footprint
-from slm.train.recompute import Every, Full, NoRecompute, Ops
 from slm.train.optim import optim
+from slm.train.recompute import Every, Full, NoRecompute, Ops
 from slm.train.state import named_parameters
 
 STEPS = """

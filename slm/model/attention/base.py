@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 from torch import nn
 
 from slm.config.registry import Registry
 from slm.model.cache import Room
-from slm.model.parts import BuildContext, ModelPart
+from slm.model.parts import BuildContext, ModelPart, refuse
 
 
 class AttentionPart(ModelPart):
@@ -29,6 +29,13 @@ class AttentionPart(ModelPart):
     def qkv_width(self) -> int:
         """Width of queries, keys and values together, for a short convolution over them (canon point B); 0: no such point."""
         return 0
+
+    def narrowed(self, heads: int, kv_heads: int | None) -> Self:
+        """This part with fewer heads of the same width, for a model that is pruned: `slm.model.axes` says what that cuts.
+
+        ``kv_heads``: None leaves them to the part.
+        """
+        raise refuse(self, "it doesn't say how its heads are cut, so heads can't be pruned.")
 
     def room(self, ctx: BuildContext) -> Room:
         """What one layer caches."""

@@ -13,6 +13,7 @@ from slm.cost.cost import Cost
 from slm.model.attention.backends import Scores, attend
 from slm.model.attention.base import AttentionPart, attention
 from slm.model.attention.values import ValueMix, value_mix_params
+from slm.model.axes import Axes
 from slm.model.cache import Room
 from slm.model.norm import OptionalNormSlot
 from slm.model.parts import BuildContext, refuse
@@ -44,6 +45,19 @@ class SoftmaxAttention(nn.Module):
         )
         self.conv = ctx.model.conv.build("B", part.qkv_width)
         self.scale = part.scale_ * ctx.model.parametrization.attention_factor(ctx.model, self.head_dim)
+
+    @property
+    def axes(self) -> dict[str, Axes]:
+        """See `slm.model.axes`."""
+        table: dict[str, Axes] = {"o.weight": ("dim", "q"), "o.bias": ("dim",), "sinks": ("heads",)}
+        for name, axis in (("q", "q"), ("k", "kv"), ("v", "kv")):
+            table |= {f"{name}.weight": (axis, "dim"), f"{name}.bias": (axis,)}
+        table["gate.weight"] = ("heads" if self.part.gate == "head" else "q", "dim")
+        for name, wide, each in (("q_norm", "q", "heads"), ("k_norm", "kv", "groups")):
+            kinds: dict[str, Axes] = {"head": (None,), "each": (each, None), "full": (wide,)}
+            own = kinds.get(self.part.qk_norm, ())
+            table |= {f"{name}.weight": own, f"{name}.bias": own, f"{name}.alpha": ()}
+        return table
 
     def forward(self, x_BTD: Tensor, here: Here) -> Tensor:
         B, T, _ = x_BTD.shape
@@ -248,6 +262,9 @@ class GroupedQuery(_Options):
         shape = self.resolve_heads(dim)
         return self.with_(**shape, kv_heads=self.resolve_groups(shape["heads"], self.kv_heads))
 
+    def narrowed(self, heads: int, kv_heads: int | None) -> Self:
+        return self.with_(heads=heads, kv_heads=self.resolve_groups(heads, kv_heads or self.kv_heads))
+
     @property
     def groups(self) -> int:
         return self.kv_heads or 0
@@ -260,6 +277,11 @@ class MultiHead(_Options):
     def resolve(self, dim: int, layers: int) -> Self:
         return self.with_(**self.resolve_heads(dim))
 
+    def narrowed(self, heads: int, kv_heads: int | None) -> Self:
+        if kv_heads not in (None, heads):
+            raise refuse(self, f"kv_heads={kv_heads} with heads={heads}: every query head has its own keys and values.")
+        return self.with_(heads=heads)
+
     @property
     def groups(self) -> int:
         return self.heads or 0
@@ -271,6 +293,11 @@ class MultiQuery(_Options):
 
     def resolve(self, dim: int, layers: int) -> Self:
         return self.with_(**self.resolve_heads(dim))
+
+    def narrowed(self, heads: int, kv_heads: int | None) -> Self:
+        if kv_heads not in (None, 1):
+            raise refuse(self, f"kv_heads={kv_heads} with heads={heads}: one key/value head serves all.")
+        return self.with_(heads=heads)
 
     @property
     def groups(self) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 import pydantic
 from torch import nn
 
 from slm.config.registry import Registry
-from slm.model.parts import BuildContext, ModelPart
+from slm.model.parts import BuildContext, ModelPart, refuse
 
 
 class FeedForwardPart(ModelPart):
@@ -24,6 +24,10 @@ class FeedForwardPart(ModelPart):
 
     def build(self, ctx: BuildContext) -> nn.Module:
         raise NotImplementedError
+
+    def narrowed(self, hidden: int) -> Self:
+        """This part with fewer inner channels, for a model that is pruned: `slm.model.axes` says what that cuts."""
+        raise refuse(self, "it doesn't say how its inner channels are cut, so hidden can't be pruned.")
 
 
 ffn = Registry("ffn", FeedForwardPart)

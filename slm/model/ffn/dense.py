@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slm.cost.cost import Cost
+from slm.model.axes import Axes
 from slm.model.ffn.activations import ACTIVATIONS, Activation, known_activation
 from slm.model.ffn.base import FeedForwardPart, ffn
 from slm.model.parts import BuildContext
@@ -19,6 +20,13 @@ ActivationName = Annotated[str, pydantic.AfterValidator(known_activation)]
 
 class GatedModule(nn.Module):
     """down(act(gate(x)) * up(x))."""
+
+    axes: ClassVar[dict[str, Axes]] = {
+        "gate.weight": ("hidden", "dim"),
+        "up.weight": ("hidden", "dim"),
+        "down.weight": ("dim", "hidden"),
+    }
+    axes |= {"gate.bias": ("hidden",), "up.bias": ("hidden",), "down.bias": ("dim",)}
 
     def __init__(self, ctx: BuildContext, hidden: int, act: Activation, bias: bool = False) -> None:
         super().__init__()
@@ -36,6 +44,9 @@ class GatedModule(nn.Module):
 
 class PlainModule(nn.Module):
     """down(act(up(x)))."""
+
+    axes: ClassVar[dict[str, Axes]] = {"up.weight": ("hidden", "dim"), "down.weight": ("dim", "hidden")}
+    axes |= {"up.bias": ("hidden",), "down.bias": ("dim",)}
 
     def __init__(self, ctx: BuildContext, hidden: int, act: Activation, bias: bool = False) -> None:
         super().__init__()
@@ -66,6 +77,9 @@ class DensePart(FeedForwardPart):
     def resolve(self, dim: int, layers: int) -> Self:
         default = -(-8 * dim // 3 // 64) * 64 if self.gated else 4 * dim
         return self.with_(hidden=self.hidden or default)
+
+    def narrowed(self, hidden: int) -> Self:
+        return self.with_(hidden=hidden)
 
     @property
     def inner_width(self) -> int:

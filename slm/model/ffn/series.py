@@ -20,6 +20,7 @@ class SeriesActivation(nn.Module):
     average over shifts, since equal terms would get equal gradients and stay equal."""
 
     param_classes = {"scales": "scalar", "shifts": "scalar"}
+    axes = {"scales": (None, "hidden"), "shifts": (None, "hidden")}
 
     def __init__(self, terms: int, width: int, act: Activation) -> None:
         super().__init__()
@@ -49,6 +50,9 @@ class Series(FeedForwardPart):
     def resolve(self, dim: int, layers: int) -> Self:
         default = -(-8 * dim // 3 // 64) * 64 if self.gated else 4 * dim
         return self.with_(hidden=self.hidden or default)
+
+    def narrowed(self, hidden: int) -> Self:
+        return self.with_(hidden=hidden)
 
     @property
     def inner_width(self) -> int:

@@ -34,6 +34,7 @@ def alibi_slopes(heads: int, largest: float = 8.0) -> list[float]:
 class Alibi(PositionPart):
     """Attention with linear biases."""
 
+    per_head = True
     largest: float = pydantic.Field(8.0, gt=0)
     """Exponent of the last slope (MPT's alibi_bias_max)."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from torch import Tensor, nn
 
@@ -16,6 +16,9 @@ Tables = tuple[Tensor, Tensor]
 
 class PositionPart(ModelPart):
     """A position encoding."""
+
+    per_head: ClassVar[bool] = False
+    """Whether it treats heads differently by their number, so that none can be taken out."""
 
     @property
     def at_input(self) -> bool:

@@ -16,6 +16,7 @@ class LearnedPositions(Position):
     """Adds row ``offset + position`` of a table."""
 
     param_classes = {"weight": "embedding"}
+    axes = {"weight": (None, "dim")}
 
     def __init__(self, context: int, dim: int, offset: int) -> None:
         super().__init__()
