@@ -168,7 +168,8 @@ class Decoder(nn.Module):
 
     def loss_workspace(self, rows: int, dtype: torch.dtype, device: str) -> int:
         """Bytes that the loss of ``rows`` tokens needs for a moment, with products in ``dtype`` on a ``device`` of that type."""
-        return workspace_bytes(rows, *self.embedding.head_weight.shape, dtype, device)
+        vocab, width = self.embedding.head_weight.shape
+        return workspace_bytes(rows, vocab, width, dtype, device)
 
     def new_cache(self, batch: int, max_len: int) -> Cache:
         """An empty cache for ``batch`` sequences of up to ``max_len`` tokens, in the weights' dtype and device."""

@@ -52,7 +52,7 @@ def weights(path: str) -> dict[str, torch.Tensor]:
 
 
 def records(path: str, kind: str = "train") -> list[dict]:
-    dropped = ("seconds", "tokens_per_s")
+    dropped = OF_THE_MACHINE
     found = read_metrics(Path(path) / "metrics.jsonl")
     return [{k: v for k, v in r.items() if k not in dropped} for r in found if r["kind"] == kind]
 
