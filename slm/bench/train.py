@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from slm.bench.corpus import Work
 from slm.bench.jobs import run_job
 from slm.bench.machine import machine
 from slm.bench.results import Result, Target, median, result
-from slm.bench.training.job import SHAPES, Job
+from slm.bench.training.job import LOG_EVERY, SAVE_EVERY, SHAPES, Job
 from slm.config.errors import ConfigError, RunError, suggest
 
 PEERS = {"HF Trainer": ("transformers", "accelerate"), "litgpt": ("litgpt",), "plain loop": ()}
@@ -49,13 +49,13 @@ class Settings:
 
 
 def run(
+    only: Sequence[str] = (),
     *,
     model: str = "quick",
     steps: int = 20,
     repeats: int = 3,
     threads: int = 1,
     device: str = "auto",
-    overhead: bool = True,
     work: Path | None = None,
     tell: Callable[[str], None] = lambda _: None,
     found: Callable[[Result], None] = lambda _: None,
@@ -63,21 +63,24 @@ def run(
     """Measure; returns (machine and settings, results).
 
     Args:
+        only: names of `PARTS`; none: all.
         model: a name of `SHAPES`.
         steps: steps that are timed, in each of ``repeats`` turns of every trainer.
         threads: of torch, in every trainer.
         device: cpu, cuda, or auto.
-        overhead: measure our loop beside the bare one, too.
         work: where text, tokenizer and store are made and kept for a next time; None: a place that is removed again.
         tell, found: called with what begins, and with every result as it comes.
 
     Raises:
-        ConfigError: no such model or device, or numbers that can't be.
+        ConfigError: no such part, model or device, or numbers that can't be.
         RunError: a trainer failed, or didn't train the model that it should have.
     """
     from slm.model.precision import fast_bf16
     from slm.train.parallel import pick_device
 
+    for name in only:
+        if name not in PARTS:
+            raise ConfigError(f"There is no part {name!r} of this benchmark. {suggest(name, PARTS)}")
     settings = Settings(model, steps, repeats, threads, pick_device(device).type)
     settings.check()
     precision = "bf16" if fast_bf16(pick_device(device)) else "fp32"
@@ -89,10 +92,9 @@ def run(
         tell("text, tokenizer and rows")
         job = _prepared(root, settings, precision)
         report["settings"]["params"] = SHAPES[model].params(job.vocab)
-        measured = [("trainers in turns", beside)] + ([("overhead", overheads)] if overhead else [])
-        for what, measure in measured:
-            tell(what)
-            for one in measure(job, repeats):
+        for name in only or PARTS:
+            tell(name)
+            for one in PARTS[name](job, repeats):
                 found(one)
                 results.append(one)
     return report, results
@@ -189,8 +191,8 @@ def _memory(name: str, reports: dict[str, list[dict[str, Any]]]) -> Result:
 # ---- our loop beside nothing ------------------------------------------------------------------------
 
 
-def overheads(job: Job, repeats: int) -> Iterator[Result]:
-    """What the loop, its records and its checkpoints add, in per cent of a step."""
+def overhead(job: Job, repeats: int) -> Iterator[Result]:
+    """What the loop adds to forward, backward and optimiser step, in per cent of those."""
     loop = _overhead(job, "overhead", repeats)
     yield result(
         "overhead, the loop over the bare work",
@@ -202,21 +204,23 @@ def overheads(job: Job, repeats: int) -> Iterator[Result]:
             f"norms. By the wall: {_more(loop['loop']['wall'], loop['bare']['wall']):+.1f}%. A bare step takes {loop['bare']['cpu'] * 1e3:.0f} ms"
         ),
     )
-    from slm.bench.training.overhead import LOG_EVERY, SAVE_EVERY
 
+
+def records(job: Job, repeats: int) -> Iterator[Result]:
+    """What records and checkpoints add to a loop without them, in per cent of a step."""
     more = _overhead(job, "watched", repeats)
-    off, records, saves = (more[name] for name in ("off", "records", "saves"))
+    off, written, saves = (more[name] for name in ("off", "records", "saves"))
     share = LOG_EVERY / SAVE_EVERY
-    cost = {c: _more(records[c], off[c]) + 100 * share * (saves[c] - records[c]) / off[c] for c in ("cpu", "wall")}
+    cost = {c: _more(written[c], off[c]) + 100 * share * (saves[c] - written[c]) / off[c] for c in ("cpu", "wall")}
     yield result(
         "overhead, records and checkpoints",
         cost["cpu"],
         "%",
         target=Target("<", 2.0),
         note=(
-            f"records every {LOG_EVERY} steps ({_more(records['cpu'], off['cpu']):+.1f}%, with the counting at every step) and a checkpoint "
-            f"every {SAVE_EVERY} (a save costs {(saves['cpu'] - records['cpu']) * 1e3:.0f} ms of the processors' time, "
-            f"{(saves['wall'] - records['wall']) * 1e3:.0f} ms by the wall). Both by the wall: {cost['wall']:+.1f}%"
+            f"records every {LOG_EVERY} steps ({_more(written['cpu'], off['cpu']):+.1f}%, with the counting at every step) and a checkpoint "
+            f"every {SAVE_EVERY} (a save costs {(saves['cpu'] - written['cpu']) * 1e3:.0f} ms of the processors' time, "
+            f"{(saves['wall'] - written['wall']) * 1e3:.0f} ms by the wall). Both by the wall: {cost['wall']:+.1f}%"
         ),
     )
 
@@ -237,3 +241,7 @@ def _overhead(job: Job, name: str, repeats: int) -> dict[str, dict[str, float]]:
 def _more(a: float, b: float) -> float:
     """Per cent that a is more than b."""
     return 100 * (a / b - 1)
+
+
+PARTS: dict[str, Callable[[Job, int], Iterator[Result]]] = {"beside": beside, "overhead": overhead, "records": records}
+"""What is measured, by name: functions that take the job and a number of repeats, and yield results."""

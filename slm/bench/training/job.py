@@ -22,6 +22,8 @@ WARMUP = 4
 """Steps in which the rate rises; it stays there afterwards."""
 LOG_EVERY = 10
 """Steps between records, for those that don't look at every one."""
+SAVE_EVERY = 100
+"""Steps between checkpoints, where their cost is reported."""
 
 
 @dataclass(frozen=True)
