@@ -114,7 +114,15 @@ def _prepared(root: Path, settings: Settings, precision: str) -> Job:
     store = build(root / "store", (Local(paths=(str(work.text()),)),), tokenizer, Curation(heldout=0), workers=1)
     steps = max(settings.steps, 20)  # what the overheads need
     job = Job(
-        str(root), "", shape, store.tokenizer.vocab_size, WARM, settings.steps, settings.threads, settings.device, precision
+        str(root),
+        "",
+        shape,
+        store.tokenizer.vocab_size,
+        WARM,
+        settings.steps,
+        settings.threads,
+        settings.device,
+        precision,
     )
     plan = plan_of(Corpus({"store": store}), job.run().data)
     read = plan.gather(np.arange((WARM + steps) * shape.rows))
@@ -165,7 +173,9 @@ def _trained(job: Job, name: str, reports: list[dict[str, Any]]) -> None:
     for report in reports:
         first, *rest = report["losses"]
         if report["params"] != wanted:
-            raise RunError(f"{name} trained {report['params']:,} parameters instead of {wanted:,}: it is another model.")
+            raise RunError(
+                f"{name} trained {report['params']:,} parameters instead of {wanted:,}: it is another model."
+            )
         if not rest or not rest[-1] < first:
             raise RunError(f"The loss of {name} didn't fall: {report['losses']}. What doesn't train isn't measured.")
 

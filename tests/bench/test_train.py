@@ -128,7 +128,9 @@ def test_results_say_ratios_targets_and_who_is_missing(job: Job, monkeypatch: py
     assert loop.value == pytest.approx(2.0)
     assert loop.met
     (more,) = bench.records(job, 1)
-    assert more.value == pytest.approx(1.0 + 0.5)  # 1% of records, and 5% of ten steps for a save, spread over a hundred
+    assert more.value == pytest.approx(
+        1.0 + 0.5
+    )  # 1% of records, and 5% of ten steps for a save, spread over a hundred
     assert more.met
 
 

@@ -160,4 +160,11 @@ class Stopwatch:
         if self.step != self.job.total:
             raise RuntimeError(f"{self.step} of {self.job.total} steps were taken")
         amount = self.job.steps * self.job.shape.batch_tokens
-        return {"wall": self.wall, "cpu": self.cpu, "amount": amount, "params": params, "losses": losses, "pid": os.getpid()}
+        return {
+            "wall": self.wall,
+            "cpu": self.cpu,
+            "amount": amount,
+            "params": params,
+            "losses": losses,
+            "pid": os.getpid(),
+        }

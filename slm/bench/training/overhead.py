@@ -115,4 +115,3 @@ def silence(session: Session) -> None:
     """Have a session count and write nothing."""
     session._recorded = lambda step: False  # type: ignore[method-assign]
     session.meter.count = lambda batch, nll: None  # type: ignore[method-assign]
-
