@@ -85,10 +85,12 @@ def test_the_clock_leaves_the_first_steps_out(job: Job, monkeypatch: pytest.Monk
 
 def test_overheads_have_a_bare_loop_that_trains_and_a_loop_that_writes(job: Job) -> None:
     found = overhead.beside_bare(replace(job, steps=10))
-    assert set(found) == {"loop", "bare"}
+    assert set(found) == {"loop", "bare", "inside", "outside"}
     assert all(part["cpu"] > 0 and part["wall"] > 0 for part in found.values())
+    assert found["inside"]["cpu"] > found["outside"]["cpu"] / 2  # a tiny model, but not nothing
+    assert "counted" not in torch.Tensor.backward.__qualname__
     found = overhead.watched(job)
-    assert set(found) == {"off", "records", "saves"}
+    assert set(found) == {"off", "records", "saves", "inside"}
     out = Path(job.out)
     assert not (out / "off" / "metrics.jsonl").read_text()
     assert len((out / "records" / "metrics.jsonl").read_text().splitlines()) == 3
@@ -100,7 +102,15 @@ def canned(losses: tuple[float, ...] = (8.0, 6.0), **params: int) -> Callable[..
 
     def run_job(_: str, trainer: str, job: dict[str, Any]) -> dict[str, Any]:
         if trainer in ("overhead", "watched"):
-            parts = {"loop": 1.02, "bare": 1.0, "off": 10.0, "records": 10.1, "saves": 10.6}
+            parts = {
+                "loop": 1.02,
+                "bare": 1.0,
+                "inside": 9.0,
+                "outside": 0.18,
+                "off": 1.0,
+                "records": 1.1,
+                "saves": 1.6,
+            }
             return {name: {"cpu": value, "wall": value} for name, value in parts.items()}
         right = SHAPES["tiny"].params(job["vocab"])
         return {

@@ -1,14 +1,16 @@
-"""What our loop costs beyond its matrix products: beside a bare loop, and with its records and checkpoints beside without.
+"""What our loop costs beyond its matrix products, and what its records and checkpoints cost.
 
-Everything takes turns in one process on the same batches, a step (or a few) each, so that what disturbs the machine disturbs
-all of it. Medians of the steps are compared, by the processors' time and by the wall.
+Two ways. *Beside a bare loop*: forward, backward and optimiser step alone on the same batches, a step of ours and one of theirs in
+turns; it needs a quiet machine, because a difference of 1% drowns in 5% of noise. *From within*: a step's processor time, less the time
+inside of forward, backward and optimiser. That is what the loop adds, the loader's and the writers' threads included, whatever else
+the machine is doing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,23 +25,78 @@ from slm.model.precision import autocast
 from slm.train.loop import Session
 
 
-@dataclass(frozen=True)
+@dataclass
 class Spent:
-    """Seconds of one piece of work."""
+    """Seconds: of processor time, by the wall."""
 
-    cpu: float
-    wall: float
+    cpu: float = 0.0
+    wall: float = 0.0
+
+    def __sub__(self, other: "Spent") -> "Spent":
+        return Spent(self.cpu - other.cpu, self.wall - other.wall)
+
+
+def now(alone: bool = False) -> Spent:
+    """The clocks. ``alone``: this thread's processor time instead of the whole process's."""
+    return Spent(time.thread_time() if alone else time.process_time(), time.perf_counter())
 
 
 def spent(work: Callable[[], object]) -> Spent:
-    """Do it once, this process's threads included."""
-    cpu, wall = time.process_time(), time.perf_counter()
+    """Do it once; this process's threads are counted."""
+    start = now()
     work()
-    return Spent(time.process_time() - cpu, time.perf_counter() - wall)
+    return now() - start
 
 
-def _medians(found: Sequence[Spent]) -> Spent:
-    return Spent(median([s.cpu for s in found]), median([s.wall for s in found]))
+def medians(found: Sequence[Spent]) -> dict[str, float]:
+    """As plain data."""
+    return {"cpu": median([s.cpu for s in found]), "wall": median([s.wall for s in found])}
+
+
+class Inside:
+    """Adds up the time inside of a session's forward and backward passes and its optimisers' steps.
+
+    With one thread that is the calling thread's time, so that what other threads of the process do meanwhile isn't taken for it.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.total, self.alone, self.forward = (
+            Spent(),
+            session.run.impl.threads == 1,
+            session.state.spread.module.forward,
+        )
+        session.state.spread.module.forward = self._counted(self.forward)  # type: ignore[method-assign]
+        for optimizer in session.state.optimizers:
+            optimizer.step = self._counted(optimizer.step)  # type: ignore[method-assign]
+            optimizer.zero_grad = self._counted(optimizer.zero_grad)  # type: ignore[method-assign]
+
+    def _counted(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **named: Any) -> Any:
+            start = now(self.alone)
+            result = work(*arguments, **named)
+            passed = now(self.alone) - start
+            self.total = Spent(self.total.cpu + passed.cpu, self.total.wall + passed.wall)
+            return result
+
+        return counted
+
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        """Backward passes count within."""
+        whole = torch.Tensor.backward
+        torch.Tensor.backward = self._counted(whole)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            torch.Tensor.backward = whole  # type: ignore[method-assign]
+
+    def measure(self, work: Callable[[], object]) -> tuple[Spent, Spent]:
+        """Do some steps; (time inside, time outside)."""
+        before = self.total
+        with self.backward():
+            all_of_it = spent(work)
+        inside = self.total - before
+        return inside, all_of_it - inside
 
 
 def _steps(session: Session, steps: int) -> None:
@@ -49,7 +106,7 @@ def _steps(session: Session, steps: int) -> None:
 
 
 class Bare:
-    """Forward, backward, optimiser step: a second copy of a session's model and optimiser, on batches read before."""
+    """Forward, backward, optimiser step: a second session's model and optimiser, on batches read before."""
 
     def __init__(self, session: Session, batches: Sequence[Batch]) -> None:
         self.state, self.device, self.batches, self.next = session.state, session.world.device, batches, 0
@@ -76,23 +133,39 @@ class Bare:
 
 
 def beside_bare(job: Job) -> dict[str, Any]:
-    """Seconds of a step of our loop and of the bare one, (``loop``, ``bare``), medians of ``job.steps``."""
+    """Seconds of a step: ``loop`` ours, ``bare`` (medians of ``job.steps``), and ours taken apart, ``inside`` and ``outside`` (means, so
+    that the steps with a record count)."""
     with ExitStack() as stack:
         loop, other = (stack.enter_context(closing(session_of(replace(job, out=f"{job.out}/{name}")))) for name in "ab")
         rows = job.shape.rows
         batches = [make_batch(loop.state.loader.plan, range(i * rows, (i + 1) * rows)) for i in range(job.total)]
-        bare = Bare(other, batches)
-        found: dict[str, list[Spent]] = {"loop": [], "bare": []}
+        bare, meter = Bare(other, batches), Inside(loop)
+        apart: list[tuple[Spent, Spent]] = []
+        alone: list[Spent] = []
         for step in range(job.total):
-            turns = [("loop", lambda: _steps(loop, 1)), ("bare", bare.step)]
-            for name, work in turns if step % 2 else reversed(turns):
-                found[name].append(spent(work))
+            turns = [
+                lambda: apart.append(meter.measure(lambda: _steps(loop, 1))),
+                lambda: alone.append(spent(bare.step)),
+            ]
+            for turn in turns if step % 2 else reversed(turns):
+                turn()
         bare.check()
-    return {name: vars(_medians(times[job.warm :])) for name, times in found.items()}
+    timed = apart[job.warm :]
+    return {
+        "loop": medians([Spent(i.cpu + o.cpu, i.wall + o.wall) for i, o in timed]),
+        "bare": medians(alone[job.warm :]),
+        "inside": _means([i for i, _ in timed]),
+        "outside": _means([o for _, o in timed]),
+    }
+
+
+def _means(found: Sequence[Spent]) -> dict[str, float]:
+    return {"cpu": sum(s.cpu for s in found) / len(found), "wall": sum(s.wall for s in found) / len(found)}
 
 
 def watched(job: Job) -> dict[str, Any]:
-    """Seconds of `LOG_EVERY` steps with nothing written down, with records, and with records and a checkpoint."""
+    """Seconds outside of forward, backward and optimiser in `LOG_EVERY` steps: with nothing written down (``off``), with a record
+    (``records``), and with a checkpoint as well (``saves``); ``inside``: seconds within, for comparison."""
     blocks = max(2, job.steps // LOG_EVERY)
     longer = replace(job, warm=LOG_EVERY, steps=blocks * LOG_EVERY)
     with ExitStack() as stack:
@@ -101,14 +174,21 @@ def watched(job: Job) -> dict[str, Any]:
             for name in ("off", "records", "saves")
         }
         silence(sessions["off"])
-        found: dict[str, list[Spent]] = {name: [] for name in sessions}
+        meters = {name: Inside(session) for name, session in sessions.items()}
+        found: dict[str, list[Spent]] = {name: [] for name in (*sessions, "inside")}
         for block in range(blocks + 1):
             for name, session in sessions.items():
-                if name == "saves" and block:
-                    found[name].append(spent(lambda session=session: (session.save(), _steps(session, LOG_EVERY))))
-                else:
-                    found[name].append(spent(lambda session=session: _steps(session, LOG_EVERY)))
-    return {name: vars(_medians(times[1:])) for name, times in found.items()}
+                saves = name == "saves" and block > 0
+                inside, outside = meters[name].measure(lambda s=session, saves=saves: _block(s, saves))  # type: ignore[misc]
+                found[name].append(outside)
+                found["inside"] += [inside] if name == "off" else []
+    return {name: medians(times[1:]) for name, times in found.items()}
+
+
+def _block(session: Session, saves: bool) -> None:
+    if saves:
+        session.save()  # at the beginning: what is still being written then is written within these steps
+    _steps(session, LOG_EVERY)
 
 
 def silence(session: Session) -> None:
