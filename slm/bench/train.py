@@ -191,8 +191,8 @@ def _losses(job: Job, reports: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def _memory(name: str, reports: dict[str, list[dict[str, Any]]]) -> Result:
-    peaks = {n: median([r["anonymous"] / 2**30 for r in reports[n]]) for n in ("slm", name)}
-    note = "a process's own memory at its peak, libraries included"
+    peaks = {n: median([r["resident"] / 2**30 for r in reports[n]]) for n in ("slm", name)}
+    note = "resident memory of the process at its peak, libraries included"
     return result(
         f"memory, beside {name}", peaks["slm"], "GiB", peer=name, peer_value=peaks[name], less_is_better=True, note=note
     )
