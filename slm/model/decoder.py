@@ -100,10 +100,12 @@ class Decoder(nn.Module):
         loss = sums.loss
         if self.further is not None:
             loss = loss + self._further_loss(hidden_BTD, targets_BT, sequence)
+        if ce_weight != 1:
+            loss = ce_weight * loss
         guided = None
         if guide is not None:
             guided = guide(hidden_BTD)
-            loss = ce_weight * loss + guided
+            loss = loss + guided
         for penalty in sequence.penalties:
             loss = loss + penalty.to(loss.dtype) * sums.count
         return LossSums(loss, sums.nll, sums.count, None if guided is None else guided.detach())
