@@ -13,6 +13,7 @@ from slm.config.errors import ConfigError
 from slm.pipeline import launch
 from slm.planning import plan_run
 from slm.run import Run
+from slm.train.course import Course, resolved
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -171,7 +172,7 @@ def test_the_table_in_the_docs_is_of_these_recipes() -> None:
     for name, (params, tokens, ratio, flops, _) in rows.items():
         run = recipe(ROOT / "recipes" / f"{name}.yaml")
         costs = run.model.costs()
-        budget = run.train.budget.resolve(costs, run.train.batch_tokens)
+        budget = resolved(Course.of(run, costs), costs)
         assert params == f"{costs.params['unique'] / 1e6:.0f}M"
         scale = (1e12, "T") if budget.tokens > 9.9e11 else (1e9, "B")
         assert tokens == f"{budget.tokens / scale[0]:.3g}{scale[1]}"

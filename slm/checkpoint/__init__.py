@@ -11,7 +11,8 @@ from slm.checkpoint.layout import latest, pin, pinned, resolve, run_dir_of, unpi
 from slm.checkpoint.manifest import verify
 from slm.checkpoint.reading import Checkpoint, Spec, describe, load, read_into, read_state, specs
 from slm.checkpoint.restore import Restored, restore
-from slm.checkpoint.saver import Saver, save
+from slm.checkpoint.saver import Saver
+from slm.checkpoint.single import save
 
 __all__ = [
     "Checkpoint",

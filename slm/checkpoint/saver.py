@@ -44,7 +44,6 @@ from slm.config.files import replace_durably, sync_directory
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
 PATIENCE = 1800.0
 """Seconds that ranks wait for each other's files."""
@@ -283,25 +282,3 @@ def _stands(job: _Job) -> bool:
         return Manifest.read(job.final).id == job.attempt
     except RunError:
         return False
-
-
-def save(
-    run_dir: Path,
-    step: int,
-    *,
-    model: "Mapping[str, Tensor]",
-    optimizer: "Mapping[str, Tensor]",
-    state: Mapping[str, Any],
-    config: str,
-    tokenizer: bytes,
-    keep: int = 2,
-) -> Path:
-    """Write a checkpoint from a single process and wait for it; all but the ``keep`` newest go.
-
-    Raises:
-        RunError: the disk is full or not writable; the checkpoints written before stay valid.
-    """
-    saver = Saver(run_dir, Retention(last=keep), asynchronous=False)
-    saver.save(step, {"model": model, "optimizer": optimizer}, state, config, tokenizer)
-    assert saver.committed is not None
-    return saver.committed

@@ -106,12 +106,6 @@ class Budget(Config):
             return self.steps
         return max(1, round(self._tokens(model) / batch_tokens))
 
-    def resolve(self, model: "ModelCost", batch_tokens: int) -> Resolved:
-        """The budget in all units, of whole steps."""
-        steps = self.total_steps(model, batch_tokens)
-        tokens = steps * batch_tokens
-        return Resolved(steps, tokens, model.flops_per_token["train"] * tokens, tokens / model.params["unique"])
-
     def out_of_time(self, seconds: float) -> bool:
         """Whether a budget in hours is used up after ``seconds`` of training, over all sessions of the run."""
         return self.hours is not None and seconds >= self.hours * 3600

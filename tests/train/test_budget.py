@@ -12,6 +12,8 @@ from slm.model.config import Model
 from slm.run import Run
 from slm.train.budget import UNITS, Budget
 from slm.train.config import Budget as FromConfig
+from slm.train.course import Course, resolved
+from slm.train.schedule import BatchPlan, Constant
 
 BATCH = 1000
 SHARED = Model(dim=32, layers=2, vocab=64, embedding="tied", layout={"name": "uniform", "repeat": 2}).costs()
@@ -29,7 +31,9 @@ def test_five_units_say_the_same() -> None:
         {"hours": tokens / 500 / 3600, "tokens_per_s": 500},
     ):
         assert Budget(**budget).total_steps(SHARED, BATCH) == steps, budget
-        found = Budget(**budget).resolve(SHARED, BATCH)
+        steps = Budget(**budget).total_steps(SHARED, BATCH)
+        course = Course(BatchPlan(1, steps, (0,), (0,), (BATCH,)), Constant(), BATCH, SHARED.params["unique"])
+        found = resolved(course, SHARED)
         assert (found.steps, found.tokens) == (steps, steps * BATCH)
         assert found.flops == flops * steps * BATCH
         assert found.chinchilla == pytest.approx(1, abs=0.02)

@@ -48,7 +48,3 @@ class Adafactor(OptimPart):
                 cautious=self.cautious,
             )
         ]  # fmt: skip
-
-    @property
-    def state_per_param(self) -> int:
-        return 1 if self.momentum else 0

@@ -28,7 +28,3 @@ class AdamMini(AdamNumbers, OptimPart):
             for c in chosen
         )  # fmt: skip
         return [AdamMiniOptimizer(groups, betas=self.betas, cautious=self.cautious)]
-
-    @property
-    def state_per_param(self) -> int:
-        return 1

@@ -40,10 +40,6 @@ class AdamW(AdamNumbers, OptimPart):
         chosen = without(self, self.choose(parameters), "blocks", "elementwise")
         return [adamw(self, chosen, self)]
 
-    @property
-    def state_per_param(self) -> int:
-        return 2
-
 
 def adamw(part: OptimPart, chosen: Sequence[Chosen], numbers: AdamNumbers) -> torch.optim.Optimizer:
     """AdamW for these parameters of a part: torch's fused one, or ours where it can't do what is asked for."""

@@ -73,11 +73,6 @@ class OptimPart(Part):
         """
         raise NotImplementedError
 
-    @property
-    def state_per_param(self) -> int:
-        """fp32 numbers of optimiser state per weight, roughly; `state_numbers` counts."""
-        raise NotImplementedError
-
     def state_numbers(self, parameters: list[NamedParameter]) -> int:
         """fp32 numbers of optimiser state for these parameters (of any device, also meta): exact, and nothing is allocated."""
         import torch

@@ -31,7 +31,3 @@ class Lion(OptimPart):
         chosen = without(self, self.choose(parameters), "blocks", "elementwise")
         groups = grouped((c.parameter.tensor, self.numbers(c)) for c in chosen)
         return [LionOptimizer(groups, betas=self.betas, cautious=self.cautious)]
-
-    @property
-    def state_per_param(self) -> int:
-        return 1

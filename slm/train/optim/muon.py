@@ -78,7 +78,3 @@ class Muon(MatrixPart):
             groups, momentum=self.momentum, nesterov=self.nesterov, scale=self.scale, polynomial=self.polynomial,
             ns_steps=self.ns_steps, cautious=self.cautious,
         )  # fmt: skip
-
-    @property
-    def state_per_param(self) -> int:
-        return 1

@@ -40,7 +40,3 @@ class ScheduleFree(AdamNumbers, OptimPart):
             (c.parameter.tensor, self.numbers(c, eps=self.eps * c.parameter.factor("eps"))) for c in chosen
         )
         return [ScheduleFreeOptimizer(groups, betas=self.betas, power=self.power, lr_power=self.lr_power)]
-
-    @property
-    def state_per_param(self) -> int:
-        return 2

@@ -38,7 +38,3 @@ class SGD(OptimPart):
         chosen = without(self, self.choose(parameters), "blocks", "elementwise")
         groups = grouped((c.parameter.tensor, self.numbers(c)) for c in chosen)
         return [SGDOptimizer(groups, momentum=self.momentum, nesterov=self.nesterov)]
-
-    @property
-    def state_per_param(self) -> int:
-        return 1

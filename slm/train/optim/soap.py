@@ -40,7 +40,3 @@ class SOAP(MatrixPart):
             groups, betas=self.betas, shampoo_beta=self.shampoo_beta, frequency=self.frequency, max_dim=self.max_dim,
             cautious=self.cautious,
         )  # fmt: skip
-
-    @property
-    def state_per_param(self) -> int:
-        return 8  # 2, and 4 for a square matrix or 6 for one of the feed-forward's shape
