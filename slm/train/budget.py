@@ -3,8 +3,8 @@
 **Hours** are the odd one: a number of steps that depends on how fast this machine is today can't be repeated. So the rate is part of the
 budget, ``{hours: 8, tokens_per_s: 250000}``: measure it once (`slm bench train`, or the first lines of a run), write it down, and the number
 of steps (which the schedule needs) follows from the config alone, on every machine and after every resume. The clock comes in only where
-the true rate is lower: `out_of_time` says, at a step boundary, that the hours are used up; the trainer then saves and stops as it does
-when asked to (the run isn't finished, and the same command goes on if told to with more hours). A faster machine finishes early.
+the true rate is lower: `out_of_time` says, at a step boundary, that the hours are used up; the run then ends, within its schedule, and is
+evaluated and exported as it is. A faster machine finishes early.
 """
 
 from __future__ import annotations
