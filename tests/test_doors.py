@@ -17,7 +17,7 @@ DOORS: dict[str, set[str]] = {
     "slm.cost": {"config"},
     "slm.report": {"config"},
     "slm.data": {"config"},
-    "slm.bench": {"config", "data"},
+    "slm.bench": {"config", "data", "model", "run", "train"},
     "slm.model": {"config", "cost", "slm_kernels"},
     "slm.checkpoint": {"config", "model"},
     "slm.generate": {"config", "model", "checkpoint"},

@@ -6,6 +6,7 @@ own nothing is warm from an earlier measurement, memory is its own, and a peer's
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -92,7 +93,32 @@ def load(root: str, megabytes: float, seq_len: int, rows: int) -> dict[str, Any]
     return {"amount": tokens}
 
 
-JOBS: dict[str, Callable[..., dict[str, Any]]] = {"tokenise": tokenise, "datatrove": datatrove, "load": load}
+TRAINERS = {
+    "slm": "ours.train",
+    "plain loop": "plain.train",
+    "HF Trainer": "with_transformers.train",
+    "litgpt": "with_litgpt.train",
+    "overhead": "overhead.beside_bare",
+    "watched": "overhead.watched",
+}
+"""Functions of `slm.bench.training` by the names that results give them."""
+
+
+def train(trainer: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Some steps of training by one of `TRAINERS`; ``job`` is a `slm.bench.training.job.Job` as plain data."""
+    from slm.bench.training.job import Job
+
+    module, function = TRAINERS[trainer].split(".")
+    work = getattr(importlib.import_module(f"slm.bench.training.{module}"), function)
+    return dict(work(Job.of(job)))
+
+
+JOBS: dict[str, Callable[..., dict[str, Any]]] = {
+    "tokenise": tokenise,
+    "datatrove": datatrove,
+    "load": load,
+    "train": train,
+}
 
 
 class Watch:

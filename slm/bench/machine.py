@@ -12,7 +12,7 @@ from typing import Any
 import slm
 
 PACKAGES = (
-    "numpy", "torch", "pyarrow", "tokenizers", "tiktoken", "gigatoken", "datatrove", "grain"
+    "numpy", "torch", "pyarrow", "tokenizers", "tiktoken", "gigatoken", "datatrove", "grain", "transformers", "accelerate", "litgpt"
 )  # fmt: skip
 
 

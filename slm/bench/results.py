@@ -109,13 +109,13 @@ def rows(results: list[Result]) -> list[list[str]]:
     ]
 
 
-def markdown(report: Mapping[str, Any], results: list[Result], command: str) -> str:
+def markdown(title: str, report: Mapping[str, Any], results: list[Result], command: str) -> str:
     """A page of documentation: when and where it was measured, the table, the notes."""
     machine = report["machine"]
     versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in machine["versions"].items())
     load = ", ".join(f"{x:.1f}" for x in machine["load"])
     lines = [
-        "# Benchmarks of the data rooms",
+        f"# {title}",
         "",
         f"Written by `{command}` on {machine['date']}; do not edit.",
         "",

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from slm.cli.output import JsonFlag, console, emit_json, table
 
+if TYPE_CHECKING:
+    from slm.bench.results import Result
+
 
 def register(app: typer.Typer) -> None:
     verbs = typer.Typer(help="Measurements beside peers.", no_args_is_help=True, rich_markup_mode=None)
-    verbs.callback()(lambda: None)  # keeps `data` a verb of its own while there is no other
     verbs.command("data")(data)
+    verbs.command("train")(train)
     app.add_typer(verbs, name="bench")
 
 
@@ -52,7 +55,56 @@ def data(
     if markdown is not None:
         flags = [f"--only {shlex.quote(name)}" for name in only or ()]
         command = " ".join(["slm bench data", *flags, f"--mb {mb:g} --repeats {repeats} --markdown {markdown.name}"])
-        markdown.write_text(r.markdown(report, results, command))
+        markdown.write_text(r.markdown("Benchmarks of the data rooms", report, results, command))
+    _show(report, results, json)
+
+
+def train(
+    model: Annotated[
+        str, typer.Option(help="The shape that everybody trains: tiny, quick, 10m, 30m or 135m (parameters).")
+    ] = "quick",
+    steps: Annotated[int, typer.Option(help="Steps that are timed, per turn.")] = 20,
+    repeats: Annotated[int, typer.Option(help="How often the trainers take turns.")] = 3,
+    threads: Annotated[int, typer.Option(help="torch's threads, in every trainer.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    only: Annotated[
+        list[str] | None, typer.Option(help="Measure this alone (may be repeated): beside, overhead, records.")
+    ] = None,
+    work: Annotated[Path | None, typer.Option(help="Keep text, tokenizer and store here, for a next time.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table into this file, for the docs.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Tokens per second beside Hugging Face's Trainer, litgpt and a plain loop: one shape, the same rows, in turns.
+
+    Then what our loop adds to forward, backward and optimiser step, and what its records and checkpoints add to the loop.
+    Peers: pip install 'slm[bench]'. One that is missing is named and left out.
+    """
+    from slm.bench import results as r
+    from slm.bench.train import run
+
+    out = console(json)
+    report, results = run(
+        only or (),
+        model=model,
+        steps=steps,
+        repeats=repeats,
+        threads=threads,
+        device=device,
+        work=work,
+        tell=lambda what: out.print(f"measuring: {what}"),
+        found=lambda one: out.print("  " + "  ".join(cell for cell in r.rows([one])[0] if cell), markup=False),
+    )
+    if markdown is not None:
+        flags = [f"--only {name}" for name in only or ()]
+        sizes = f"--model {model} --steps {steps} --repeats {repeats} --threads {threads}"
+        command = " ".join(["slm bench train", *flags, sizes, f"--markdown {markdown.name}"])
+        markdown.write_text(r.markdown("Benchmarks of the trainer", report, results, command))
+    _show(report, results, json)
+
+
+def _show(report: dict[str, Any], results: "list[Result]", json: bool) -> None:
+    from slm.bench import results as r
+
     if json:
         emit_json({**report, "results": [one.as_dict() for one in results]})
         return

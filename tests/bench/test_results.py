@@ -73,7 +73,7 @@ def test_the_page_has_date_machine_versions_every_result_and_its_note() -> None:
         result("load", 51.5, "Mtok/s", peer="Grain", peer_value=5.0, target=Target(">=", 5, "ratio"), note="a note"),
         result("tokenise", None, "Mtok/s", note="not measured: no such package"),
     ]
-    page = markdown(REPORT, results, "slm bench data")
+    page = markdown("Benchmarks", REPORT, results, "slm bench data")
     for part in (
         "2026-01-02",
         "A processor",

@@ -18,9 +18,12 @@ from torch import Tensor
 
 from slm.config.errors import ConfigError, suggest
 from slm.model.sequence import Mask
+from slm_kernels.matmul import product_dtype
 
 MATMUL_MAX_KEYS = 512
 """Above this the scores no longer fit into a CPU's cache and SDPA is the faster one."""
+MATMUL_BLOCK = 128
+"""Queries at a time, where there are at least twice as many."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,22 @@ def _sdpa(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, mask: Mask, scores: Sc
 
 
 def _matmul(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, mask: Mask, scores: Scores) -> Tensor:
+    T, S = q_BHTK.shape[2], k_BGSK.shape[2]
+    bias = mask.bias(S, scores.window, scores.slopes_H, q_BHTK.new_empty(0, dtype=product_dtype(q_BHTK)))
+    if T != S or T < 2 * MATMUL_BLOCK:
+        return _products(q_BHTK, k_BGSK, v_BGSV, bias, scores)
+    # Queries block by block: no scores of keys that stand behind a whole block, or before its window.
+    out = []
+    for start in range(0, T, MATMUL_BLOCK):
+        end = min(start + MATMUL_BLOCK, T)
+        first = max(0, start - scores.window + 1) if scores.window is not None else 0
+        rows, keys = slice(start, end), slice(first, end)
+        part = None if bias is None else bias[..., rows, keys]
+        out.append(_products(q_BHTK[:, :, rows], k_BGSK[:, :, keys], v_BGSV[:, :, keys], part, scores))
+    return torch.cat(out, 2)
+
+
+def _products(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, bias: Tensor | None, scores: Scores) -> Tensor:
     B, H, T, K = q_BHTK.shape
     G, S = k_BGSK.shape[1:3]
     # The query heads of a group are stacked along T: one product per key/value head, no repeated keys.
@@ -78,7 +97,6 @@ def _matmul(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, mask: Mask, scores: 
     score_BHTS = (q_BGRK @ k_BGSK.mT).view(B, H, T, S)
     if scores.softcap is not None:
         score_BHTS = scores.softcap * (score_BHTS / scores.softcap).tanh()
-    bias = mask.bias(S, scores.window, scores.slopes_H, score_BHTS)
     if bias is not None:  # added, not filled: an addition's gradient is free
         score_BHTS = score_BHTS + bias
     if scores.sinks_H is not None:

@@ -1,0 +1,261 @@
+"""`slm bench train`: our trainer beside Hugging Face's Trainer, litgpt and a plain loop, and what our loop adds to the bare work."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slm.bench.clock import Timing, in_turns, rates, timing_of
+from slm.bench.corpus import Work
+from slm.bench.jobs import run_job
+from slm.bench.machine import machine
+from slm.bench.results import Result, Target, median, result
+from slm.bench.training.job import LOG_EVERY, SAVE_EVERY, SHAPES, Job
+from slm.config.errors import ConfigError, RunError, suggest
+
+PEERS = {"HF Trainer": ("transformers", "accelerate"), "litgpt": ("litgpt",), "plain loop": ()}
+"""Trainers beside ours, and the packages that they need."""
+WARM = 3
+"""Steps before the clock runs."""
+TEXT_MB = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for."""
+
+    model: str
+    steps: int
+    repeats: int
+    threads: int
+    device: str
+
+    def check(self) -> None:
+        """Raise `ConfigError` for what can't be."""
+        if self.model not in SHAPES:
+            raise ConfigError(f"There is no benchmark model {self.model!r}. {suggest(self.model, SHAPES)}")
+        if self.steps < 10 or self.repeats < 1 or self.threads < 1:
+            raise ConfigError(
+                f"--steps {self.steps} --repeats {self.repeats} --threads {self.threads}: at least 10 steps (the trainers write a "
+                f"record every ten), one repeat and one thread."
+            )
+
+
+def run(
+    only: Sequence[str] = (),
+    *,
+    model: str = "quick",
+    steps: int = 20,
+    repeats: int = 3,
+    threads: int = 1,
+    device: str = "auto",
+    work: Path | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+    found: Callable[[Result], None] = lambda _: None,
+) -> tuple[dict[str, Any], list[Result]]:
+    """Measure; returns (machine and settings, results).
+
+    Args:
+        only: names of `PARTS`; none: all.
+        model: a name of `SHAPES`.
+        steps: steps that are timed, in each of ``repeats`` turns of every trainer.
+        threads: of torch, in every trainer.
+        device: cpu, cuda, or auto.
+        work: where text, tokenizer and store are made and kept for a next time; None: a place that is removed again.
+        tell, found: called with what begins, and with every result as it comes.
+
+    Raises:
+        ConfigError: no such part, model or device, or numbers that can't be.
+        RunError: a trainer failed, or didn't train the model that it should have.
+    """
+    from slm.model.precision import fast_bf16
+    from slm.train.parallel import pick_device
+
+    for name in only:
+        if name not in PARTS:
+            raise ConfigError(f"There is no part {name!r} of this benchmark. {suggest(name, PARTS)}")
+    settings = Settings(model, steps, repeats, threads, pick_device(device).type)
+    settings.check()
+    precision = "bf16" if fast_bf16(pick_device(device)) else "fp32"
+    report: dict[str, Any] = {"machine": machine(), "settings": {**vars(settings), "precision": precision}}
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory(prefix="slm-bench-") as temporary:
+        root = work or Path(temporary)
+        root.mkdir(parents=True, exist_ok=True)
+        tell("text, tokenizer and rows")
+        job = _prepared(root, settings, precision)
+        report["settings"]["params"] = SHAPES[model].params(job.vocab)
+        for name in only or PARTS:
+            tell(name)
+            for one in PARTS[name](job, repeats):
+                found(one)
+                results.append(one)
+    return report, results
+
+
+def _prepared(root: Path, settings: Settings, precision: str) -> Job:
+    """The work on disk: a token store for us, and the very same rows, in the same order, in a flat file for the others."""
+    from slm.data.corpus import Corpus
+    from slm.data.ingest.build import build
+    from slm.data.ingest.config import Curation
+    from slm.data.plan.of_corpus import plan_of
+    from slm.data.sources.local import Local
+    from slm.data.tokenizer import FromFile
+
+    work, shape = Work(root, TEXT_MB, settings.repeats), SHAPES[settings.model]
+    tokenizer = FromFile(path=str(work.tokenizer()))
+    store = build(root / "store", (Local(paths=(str(work.text()),)),), tokenizer, Curation(heldout=0), workers=1)
+    steps = max(settings.steps, 20)  # what the overheads need
+    job = Job(
+        str(root),
+        "",
+        shape,
+        store.tokenizer.vocab_size,
+        WARM,
+        settings.steps,
+        settings.threads,
+        settings.device,
+        precision,
+    )
+    plan = plan_of(Corpus({"store": store}), job.run().data)
+    read = plan.gather(np.arange((WARM + steps) * shape.rows))
+    last = np.where(read.targets[:, -1:] < 0, store.tokenizer.eot_id, read.targets[:, -1:])
+    np.concatenate([read.tokens, last], axis=1).astype("<u2").tofile(root / "rows.bin")
+    return job
+
+
+# ---- beside others ----------------------------------------------------------------------------------
+
+
+def beside(job: Job, repeats: int) -> Iterator[Result]:
+    """Tokens per second of every trainer, by the processors' time and by the wall; ours over each of them."""
+    missing = {name: [p for p in needs if importlib.util.find_spec(p) is None] for name, needs in PEERS.items()}
+    reports: dict[str, list[dict[str, Any]]] = {}
+    names = ["slm", *(name for name, lacks in missing.items() if not lacks)]
+    timings = in_turns({name: partial(_turn, job, name, reports) for name in names}, repeats)
+    for name in names:
+        _trained(job, name, reports[name])
+    ours = rates(timings["slm"], 1e3)
+    for name, lacks in missing.items():
+        theirs = rates(timings[name], 1e3) if name in timings else None
+        yield result(
+            f"train, beside {name}",
+            ours[0],
+            "ktok/s",
+            peer=name if theirs else f"{name} (not measured: {' and '.join(lacks)} not installed)",
+            peer_value=theirs and theirs[0],
+            target=Target(">=", 1.0, "ratio"),
+            wall=(ours[1], theirs and theirs[1]),
+            note=_losses(job, {n: reports[n] for n in names}),
+        )
+    for name, lacks in missing.items():
+        if not lacks:
+            yield _memory(name, reports)
+
+
+def _turn(job: Job, name: str, reports: dict[str, list[dict[str, Any]]]) -> Timing:
+    with tempfile.TemporaryDirectory(prefix="out-", dir=job.root) as out:
+        report = run_job("train", trainer=name, job={**job.as_dict(), "out": out})
+    reports.setdefault(name, []).append(report)
+    return timing_of(report)
+
+
+def _trained(job: Job, name: str, reports: list[dict[str, Any]]) -> None:
+    """Raise `RunError` unless the trainer trained a model of the right size and its loss fell."""
+    wanted = job.shape.params(job.vocab)
+    for report in reports:
+        first, *rest = report["losses"]
+        if report["params"] != wanted:
+            raise RunError(
+                f"{name} trained {report['params']:,} parameters instead of {wanted:,}: it is another model."
+            )
+        if not rest or not rest[-1] < first:
+            raise RunError(f"The loss of {name} didn't fall: {report['losses']}. What doesn't train isn't measured.")
+
+
+def _losses(job: Job, reports: dict[str, list[dict[str, Any]]]) -> str:
+    last = ", ".join(f"{name} {found[0]['losses'][-1]:.2f}" for name, found in reports.items())
+    s = job.shape
+    return (
+        f"{job.shape.params(job.vocab):,} parameters in all of them, {s.rows} rows of {s.seq_len} tokens a step, {job.precision}, "
+        f"{job.steps} steps after {job.warm} that don't count; the last loss written down: {last}. slm keeps documents apart within a "
+        f"row, the others don't; none of them is compiled"
+    )
+
+
+def _memory(name: str, reports: dict[str, list[dict[str, Any]]]) -> Result:
+    peaks = {n: median([r["anonymous"] / 2**30 for r in reports[n]]) for n in ("slm", name)}
+    note = "a process's own memory at its peak, libraries included"
+    return result(
+        f"memory, beside {name}", peaks["slm"], "GiB", peer=name, peer_value=peaks[name], less_is_better=True, note=note
+    )
+
+
+# ---- our loop beside nothing ------------------------------------------------------------------------
+
+
+def overhead(job: Job, repeats: int) -> Iterator[Result]:
+    """What the loop adds to forward, backward and optimiser step, in per cent of those."""
+    found = _overhead(job, "overhead", repeats)
+    loop, bare, inside, outside = (found[name] for name in ("loop", "bare", "inside", "outside"))
+    yield result(
+        "overhead, the loop over the bare work",
+        100 * outside["cpu"] / inside["cpu"],
+        "%",
+        target=Target("<", 3.0),
+        note=(
+            "processor time of a step outside of forward, backward and optimiser step: loader, clipping, the check for bad gradients, "
+            f"records with norms; by the wall {100 * outside['wall'] / inside['wall']:.1f}%. In turns with a bare loop: "
+            f"{_more(loop['cpu'], bare['cpu']):+.1f}%, by the wall {_more(loop['wall'], bare['wall']):+.1f}%, which is the machine's noise where it "
+            f"is far from the first. A bare step takes {bare['cpu'] * 1e3:.0f} ms; {job.shape.params(job.vocab):,} parameters"
+        ),
+    )
+
+
+def records(job: Job, repeats: int) -> Iterator[Result]:
+    """What records and checkpoints add to a loop without them, in per cent of a step."""
+    found = _overhead(job, "watched", repeats)
+    off, written, saves, inside = (found[name] for name in ("off", "records", "saves", "inside"))
+    share, of = LOG_EVERY / SAVE_EVERY, {c: inside[c] + off[c] for c in ("cpu", "wall")}
+    kept = {c: 100 * (written[c] - off[c]) / of[c] for c in of}
+    cost = {c: kept[c] + 100 * share * (saves[c] - written[c]) / of[c] for c in of}
+    yield result(
+        "overhead, records and checkpoints",
+        cost["cpu"],
+        "%",
+        target=Target("<", 2.0),
+        note=(
+            f"records every {LOG_EVERY} steps ({kept['cpu']:+.2f}%, with the counting at every step) and a checkpoint every {SAVE_EVERY} (a "
+            f"save costs {(saves['cpu'] - written['cpu']) * 1e3:.0f} ms of the processors' time, {(saves['wall'] - written['wall']) * 1e3:.0f} ms "
+            f"by the wall). Both by the wall: {cost['wall']:+.2f}%. {job.shape.params(job.vocab):,} parameters"
+        ),
+    )
+
+
+def _overhead(job: Job, name: str, repeats: int) -> dict[str, dict[str, float]]:
+    """Medians of what a job of `slm.bench.training.overhead` reports."""
+    found = []
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory(prefix="out-", dir=job.root) as out:
+            found.append(run_job("train", trainer=name, job={**job.as_dict(), "out": out}))
+    return {
+        part: {c: median([one[part][c] for one in found]) for c in ("cpu", "wall")}
+        for part, value in found[0].items()
+        if isinstance(value, dict)
+    }
+
+
+def _more(a: float, b: float) -> float:
+    """Per cent that a is more than b."""
+    return 100 * (a / b - 1)
+
+
+PARTS: dict[str, Callable[[Job, int], Iterator[Result]]] = {"beside": beside, "overhead": overhead, "records": records}
+"""What is measured, by name: functions that take the job and a number of repeats, and yield results."""
