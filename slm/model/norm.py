@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from slm.config.registry import Registry
 from slm.cost.cost import Cost
 from slm.model.parts import BuildContext, ModelPart
+from slm_kernels import rms_norm
 
 Gain = Literal["plain", "one_plus", "none"]
 
@@ -82,6 +83,11 @@ class Norm(nn.Module):
 
 class RMSNorm(Norm):
     """x / sqrt(mean(x^2) + eps) * weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.per_head:
+            return super().forward(x)
+        return rms_norm(x, self.weight, self.eps, offset=float(self.one_plus))
 
     def normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         return F.rms_norm(x, (self.width,), weight, self.eps)
