@@ -108,9 +108,13 @@ def kernels(
     without: Annotated[
         list[str] | None, typer.Option(help="Leave a peer out (may be repeated): eager, compile or liger.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="One tiny shape per op: a look at whether all of it runs.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One tiny shape per op: a look at whether all of it runs.")
+    ] = False,
     tokens: Annotated[int | None, typer.Option(help="Tokens of a shape; 8192, or 32 if quick.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on a GPU by default.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on a GPU by default.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     markdown: Annotated[Path | None, typer.Option(help="Write the table into this file, for the docs.")] = None,
     json: JsonFlag = False,
@@ -133,8 +137,12 @@ def kernels(
     )
     if markdown is not None:
         flags = [*(f"--only {name}" for name in only or ()), *(f"--without {name}" for name in without or ())]
-        flags += ["--quick"] * quick + ([f"--tokens {tokens}"] if tokens else []) + ([f"--dtype {dtype}"] if dtype else [])
-        markdown.write_text(t.markdown(report, rows, " ".join(["slm bench kernels", *flags, f"--markdown {markdown.name}"])))
+        flags += (
+            ["--quick"] * quick + ([f"--tokens {tokens}"] if tokens else []) + ([f"--dtype {dtype}"] if dtype else [])
+        )
+        markdown.write_text(
+            t.markdown(report, rows, " ".join(["slm bench kernels", *flags, f"--markdown {markdown.name}"]))
+        )
     if json:
         emit_json(t.as_json(report, rows))
     else:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slm.config.registry import Registry
 from slm.cost.cost import Cost
 from slm.model.parts import BuildContext, ModelPart
-from slm_kernels import rms_norm
+from slm_kernels import fused, rms_norm
 
 Gain = Literal["plain", "one_plus", "none"]
 
@@ -85,9 +85,10 @@ class RMSNorm(Norm):
     """x / sqrt(mean(x^2) + eps) * weight."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.per_head:
-            return super().forward(x)
-        return rms_norm(x, self.weight, self.eps, offset=float(self.one_plus))
+        offset = float(self.one_plus)
+        if not self.per_head and fused("rms_norm", x, self.weight, self.eps, offset, None, None):
+            return rms_norm(x, self.weight, self.eps, offset=offset)
+        return super().forward(x)
 
     def normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         return F.rms_norm(x, (self.width,), weight, self.eps)

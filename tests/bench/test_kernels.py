@@ -75,6 +75,8 @@ def test_the_command(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = CliRunner().invoke(app, [*given, "--json", "--markdown", str(page)])
     assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout)["rows"]
-    assert [(r["contestant"], r["mode"]) for r in rows] == [(c, m) for m in ("fwd", "bwd", "full") for c in ("eager", "ours")]
+    assert [(r["contestant"], r["mode"]) for r in rows] == [
+        (c, m) for m in ("fwd", "bwd", "full") for c in ("eager", "ours")
+    ]
     assert "| rms_norm | 32 x 64 | ours | full |" in page.read_text()
     assert "slm bench kernels --only rms_norm --without compile --quick" in page.read_text()

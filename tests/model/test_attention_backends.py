@@ -47,7 +47,8 @@ def given(shape: tuple[int, int, int, int], wish: str, dtype: torch.dtype) -> tu
     slopes = torch.rand(H, generator=draw).to(DEVICE, dtype) if options.get("slopes") else None
     sinks = torch.randn(H, generator=draw).to(DEVICE, dtype) if options.get("sinks") else None
     q, k, v = (
-        torch.randn(2, n, T, w, generator=draw, dtype=torch.float64).to(DEVICE, dtype) for n, w in ((H, K), (G, K), (G, V))
+        torch.randn(2, n, T, w, generator=draw, dtype=torch.float64).to(DEVICE, dtype)
+        for n, w in ((H, K), (G, K), (G, V))
     )
     return q, k, v, Mask(T, DEVICE, docs), Scores(K**-0.5, options.get("window"), options.get("softcap"), slopes, sinks)
 
@@ -222,7 +223,11 @@ def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (ROW._replace(documents=True), "flex", "skips what other documents hide"),
         (ROW._replace(documents=True, width=8, value_width=8), "varlen", "not flex: its kernels need heads of 16"),
         (ROW._replace(window=True), "varlen", "not flash: flash-attn isn't installed"),
-        (ROW._replace(window=True, dtype=torch.float32), "flex", "not varlen: it computes in fp16 and bf16, not in float32"),
+        (
+            ROW._replace(window=True, dtype=torch.float32),
+            "flex",
+            "not varlen: it computes in fp16 and bf16, not in float32",
+        ),
         (ROW._replace(softcap=True), "flex", "with caps"),
         (ROW._replace(sinks=True, width=8), "matmul", "not sdpa: it has no sinks"),
         (ROW._replace(queries=1), "sdpa", "over a cache"),
@@ -254,12 +259,12 @@ def test_a_backend_that_was_asked_for_is_never_replaced() -> None:
 def test_a_model_says_which_layers_take_what() -> None:
     model = Model(**{
         "dim": 64, "layers": 4, "vocab": 40, "context": 24, "attention": {"name": "gqa", "heads": 4, "kv_heads": 2},
-        "layout": {"name": "pattern", "pattern": "window*3,full", "kinds": {"window": {"window": 6}}},
+        "layout": {"name": "pattern", "pattern": "window*3,full", "kinds": {"window": {"attention": {"window": 6}}}},
     })  # fmt: skip
     found = routing.explain("auto", model, CUDA, torch.bfloat16, 24, documents=False)
     assert [(c.backend, layers) for c, layers in found.items()] == [("varlen", [0, 1, 2]), ("sdpa", [3])]
     assert "in layers 0, 1, 2; sdpa (dense and causal: cuDNN first) in layers 3" in routing.told(found)
-    with pytest.raises(ConfigError, match="impl.attention=sdpa can't do"):
+    with pytest.raises(ConfigError, match=r"impl.attention=sdpa can't do"):
         routing.explain("sdpa", model_of("softcap"), CUDA, torch.bfloat16, 24)
 
 
@@ -273,7 +278,17 @@ def test_what_parts_tell_is_what_they_ask_for(monkeypatch: pytest.MonkeyPatch) -
         return came[-1]
 
     monkeypatch.setattr(backends.Request, "of", staticmethod(noted))
-    for name in ("gqa", "window", "mqa", "sinks", "softcap", "alibi", "mla full rank", "differential grouped", "differential"):
+    for name in (
+        "gqa",
+        "window",
+        "mqa",
+        "sinks",
+        "softcap",
+        "alibi",
+        "mla full rank",
+        "differential grouped",
+        "differential",
+    ):
         came.clear()
         model = decoder_of(name)
         model(ids(), docs_BT=DOCS[:, :24].cpu())

@@ -19,7 +19,13 @@ from slm_kernels.dispatch import Choice
 from tests.model.variants import ids
 
 DOCS = torch.tensor([[0] * 5 + [1] * 7]).expand(2, -1)
-SIZE: dict[str, Any] = {"dim": 32, "layers": 2, "vocab": 40, "context": 24, "init": {"name": "normal", "sigma": 0.2, "scale_residual": False}}
+SIZE: dict[str, Any] = {
+    "dim": 32,
+    "layers": 2,
+    "vocab": 40,
+    "context": 24,
+    "init": {"name": "normal", "sigma": 0.2, "scale_residual": False},
+}
 GQA: dict[str, Any] = {"name": "gqa", "heads": 4, "kv_heads": 2}
 MODELS: dict[str, dict[str, Any]] = {
     "qwen3": {"attention": GQA | {"qk_norm": "head"}, "ffn": {"name": "swiglu", "hidden": 48}},
@@ -54,7 +60,9 @@ def model_of(name: str, seed: int = 0) -> Decoder:
     return Decoder(Model(**SIZE | MODELS[name])).init_weights(seed).to(DEVICE)
 
 
-def trained(model: Decoder, impl: str, docs_BT: torch.Tensor | None = DOCS) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def trained(
+    model: Decoder, impl: str, docs_BT: torch.Tensor | None = DOCS
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss per token and the gradient of every parameter, of two rows of twelve tokens."""
     docs_BT = None if docs_BT is None else docs_BT.to(DEVICE)
     tokens, targets = (ids(2, 12, seed=s).to(DEVICE) for s in (0, 3))

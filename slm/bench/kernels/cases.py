@@ -99,13 +99,15 @@ def rand(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
 def tokens_of(n: int, vocab: int) -> Tensor:
     """Ids as frequent as words are: a few often, most seldom."""
     uniform = torch.rand(n, generator=torch.Generator().manual_seed(7))
-    return (vocab ** uniform - 1).long().clamp(max=vocab - 1)
+    return (vocab**uniform - 1).long().clamp(max=vocab - 1)
 
 
 @measured_at("linear_cross_entropy", "smollm2-135m", "qwen3-0.6b", "llama-3.2-1b", "llama-3.2-3b")
 def _head(s: Shape, tokens: int, size: int) -> Case:
     def plain(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(x, w).float() if x.dtype != torch.float64 else F.linear(x, w), y, reduction="sum")
+        return F.cross_entropy(
+            F.linear(x, w).float() if x.dtype != torch.float64 else F.linear(x, w), y, reduction="sum"
+        )
 
     def ours(x: Tensor, w: Tensor, y: Tensor, *, impl: str) -> Tensor:
         return slm_kernels.linear_cross_entropy(x, w, y, impl=impl)[0]

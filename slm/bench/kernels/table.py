@@ -100,13 +100,13 @@ def run(
 def _device(name: str) -> torch.device:
     there = torch.cuda.is_available()
     if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not there):
-        raise ConfigError(f"There is no device {name!r} here to measure. Choose {'cpu, cuda' if there else 'cpu'} or auto.")
+        raise ConfigError(
+            f"There is no device {name!r} here to measure. Choose {'cpu, cuda' if there else 'cpu'} or auto."
+        )
     return torch.device(("cuda" if there else "cpu") if name == "auto" else name)
 
 
-def _rows(
-    case: Case, device: torch.device, dtype: torch.dtype, clock: Clock, without: Sequence[str]
-) -> Iterator[Row]:
+def _rows(case: Case, device: torch.device, dtype: torch.dtype, clock: Clock, without: Sequence[str]) -> Iterator[Row]:
     calls = contestants(case, device, without)
     inputs = _inputs(case, case.tokens, device, dtype)
     # Compiled code is made anew for another shape, and computes what eager does.
@@ -202,9 +202,7 @@ def _memory(call: Callable[..., Any], inputs: list[Tensor], device: torch.device
 def _error(case: Case, call: Callable[..., Any], device: torch.device, dtype: torch.dtype) -> float:
     """The largest relative L2 error of an output or gradient, against plain torch in fp64 on the rounded inputs."""
     inputs = _inputs(case, min(case.tokens, ERROR_TOKENS), device, dtype)
-    exact_inputs = [
-        t.detach().double().requires_grad_(t.requires_grad) if t.is_floating_point() else t for t in inputs
-    ]
+    exact_inputs = [t.detach().double().requires_grad_(t.requires_grad) if t.is_floating_point() else t for t in inputs]
     worst = 0.0
     for found, exact in zip(_both(call, inputs), _both(case.plain, exact_inputs), strict=True):
         norm = float(exact.detach().norm())

@@ -98,7 +98,7 @@ class Differential(SoftmaxPart):
         return Cost(rows + extra, 2 * rows, {self.window: per_key}, {self.window: self.room(ctx).values()})
 
     def wishes(self, ctx: BuildContext) -> Wishes:
-        return Wishes(self.rotary_dim, 2 * self.rotary_dim, self.heads_ != 2 * (self.kv_heads or 0), self.window)
+        return Wishes(self.rotary_dim, 2 * self.rotary_dim, self.heads_ != self.kv_heads, self.window)
 
     def room(self, ctx: BuildContext) -> Room:
         return Room(((self.kv_heads or 0, self.rotary_dim),) * 2, self.window)

@@ -30,6 +30,7 @@ from slm.train.distill.fill import fill, header_of, plan_for
 from slm.train.distill.loss import DistillLoss, loss_module
 from slm.train.distill.teacher import OnlineTeacher, open_teacher
 from slm.train.loop import TrainResult, train
+from slm.train.measure import OF_THE_MACHINE
 from slm.train.metrics import read_metrics
 from slm.train.objective import LossModule
 from slm.train.parallel.world import World
