@@ -224,8 +224,10 @@ class Session:
                 f"The same command goes on from here."
             )
         counts = state.guard.read()
+        model = state.whole_model()
+        model.attention_backend = "auto"  # what fits training rows may not fit decoding from a cache
         return TrainResult(
-            state.whole_model(),
+            model,
             self.run_dir,
             state.step,
             course.total,

@@ -80,3 +80,10 @@ def test_the_command(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert "| rms_norm | 32 x 64 | ours | full |" in page.read_text()
     assert "slm bench kernels --only rms_norm --without compile --quick" in page.read_text()
+
+
+@pytest.mark.slow
+def test_compiled_code_takes_part() -> None:
+    _, rows = table.run(["activation"], device="cpu", quick=True)
+    assert {r.contestant for r in rows} == {"eager", "compile", "ours"}
+    assert {r.mode for r in rows if r.contestant == "compile"} == {"fwd", "bwd", "full"}

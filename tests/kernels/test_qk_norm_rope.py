@@ -12,7 +12,6 @@ from kernel_checks import (
     check_all_bugs_are_caught,
     module,
     needs_triton,
-    poisoned,
     rand,
 )
 
@@ -20,7 +19,6 @@ from slm_kernels import qk_norm_rope
 
 reference = module("qk_norm_rope").reference
 pytestmark = pytest.mark.usefixtures("poisoned")
-__all__ = ["poisoned"]
 
 
 def tables(batch: int, T: int, half: int) -> tuple[torch.Tensor, torch.Tensor]:

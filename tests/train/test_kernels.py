@@ -75,7 +75,7 @@ def test_muon_goes_through_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_says_once_what_it_takes(tiny) -> None:
     said = Said()
-    run = tiny(train__budget={"steps": 2}, impl__kernels="torch")
+    run = tiny(impl__kernels="torch")
     train(run, prepare(run.data, run.tokenizer, run.impl.data_dir), World(0, 1, CPU), said)
     assert said.lines.count("Attention: matmul (the fastest on a CPU up to 512 keys)") == 1
     [line] = [one for one in said.lines if one.startswith("Kernels: ")]

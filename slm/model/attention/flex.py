@@ -19,6 +19,8 @@ from slm.model.attention.scores import Request, Scores
 from slm.model.sequence import Mask
 from slm_kernels.dispatch import unavailable
 
+KERNELS = 64
+"""Most kernels that are compiled: layers with windows of their own, training and evaluation, the last rows."""
 SMALLEST_HEAD = 16
 """Below this the kernel's tiles are too narrow for the hardware's products."""
 
@@ -61,7 +63,12 @@ def _plainly(q: Tensor) -> bool:
 
 @cache
 def _compiled() -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=False)
+    # One kernel per shape, window and formula. Beyond torch's limit of 8 it would run plainly, all scores in memory, without a word;
+    # with fullgraph it fails instead.
+    import torch._dynamo.config as config  # takes a second to import
+
+    config.recompile_limit = max(config.recompile_limit, KERNELS)
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
 def block_mask(mask: Mask, keys: int, window: int | None) -> BlockMask:
