@@ -140,6 +140,7 @@ def _finish(
         "baselines": {},
         "samples": [],
         "export": [],
+        "run_dir": str(result.run_dir),
         "command": command or f"slm train {result.run_dir / 'config.yaml'}",
     }
     if run.data.heldout:

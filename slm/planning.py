@@ -24,6 +24,7 @@ from slm.train import footprint
 from slm.train.budget import Resolved
 from slm.train.course import Course, resolved
 from slm.train.parallel.world import pick_device
+from slm.train.stages import stage_runs
 
 MANY_EPOCHS = 4
 """Repeating data more often than this is worth clearly less than new data (Muennighoff et al. 2023, arXiv 2305.16264)."""
@@ -47,7 +48,9 @@ def plan_run(run: Run, recipe: str, *, device: str | None = None, processes: int
     course = Course.of(run, costs)
     budget = resolved(course, costs)
     rows = _rows(run, world)
-    memory = _memory(run, costs, rows, world, kind)
+    memory = max(
+        (_memory(s, costs, _rows(s, world), world, kind) for s in stage_runs(run)), key=lambda m: m["per_rank_bytes"]
+    )
     sources = _sources(run, course)
     target, reasons = choose(run.model)
     on_device = _on_device(name, memory["per_rank_bytes"], budget.flops, world)
@@ -73,7 +76,12 @@ def plan_run(run: Run, recipe: str, *, device: str | None = None, processes: int
             }
         },
         "device": on_device,
-        "warnings": [*_batch_warnings(run, world), *_data_warnings(run, sources, budget), *_fit_warnings(on_device)],
+        "warnings": [
+            *_batch_warnings(run, world),
+            *_data_warnings(run, sources, budget),
+            *_fit_warnings(on_device),
+            *_teacher_warnings(run),
+        ],
         "notes": list(run.notes),
     }
 
@@ -236,6 +244,12 @@ def _data_warnings(run: Run, sources: list[dict[str, Any]], budget: Resolved) ->
     if budget.steps < 10:
         found.append(f"only {budget.steps} steps: the warm-up and the decay of the schedule can't do their work.")
     return found
+
+
+def _teacher_warnings(run: Run) -> list[str]:
+    if run.train.distill is None or run.train.distill.cache is not None:
+        return []
+    return ["the teacher's weights and its forward pass are counted neither in memory nor in FLOPs."]
 
 
 def _fit_warnings(on_device: dict[str, Any]) -> list[str]:

@@ -70,6 +70,10 @@ class Run(Config):
             joined = model.with_(vocab=model.vocab or vocab, context=model.context or context)
             self.__dict__["model"] = joined  # the model is frozen for users; joining sections is part of making it
         self.__dict__["train"] = self.train.settled(self.impl.device)
+        if self.log.activations and self.impl.compile == "whole":
+            raise ConfigError(
+                "log.activations looks at each block, and impl.compile=whole leaves none to look at. Set impl.compile=blocks."
+            )
         if self.train.batch_tokens % context:
             raise ConfigError(
                 f"train.batch_tokens={self.train.batch_tokens} is no multiple of data.seq_len={context}: a global batch "

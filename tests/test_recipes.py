@@ -16,9 +16,11 @@ from slm.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+SMALL = {"quickstart", "toy", "toy-teacher"}
 TOKENS_PER_PARAM = {
     "quickstart": 0.73,
     "toy": 1.0,
+    "toy-teacher": 0.62,
     "speedrun": 20,
     "5b": 20,
     "3b": 100,
@@ -36,6 +38,7 @@ TOKENS_PER_PARAM = {
 HF_CLASSES = {
     "quickstart": "LlamaForCausalLM",
     "toy": "LlamaForCausalLM",
+    "toy-teacher": "LlamaForCausalLM",
     "speedrun": None,
     "5b": "Qwen3ForCausalLM",
     "3b": "Qwen3ForCausalLM",
@@ -50,9 +53,7 @@ HF_CLASSES = {
     "smollm2-135m": "LlamaForCausalLM",
 }
 each = pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-large = pytest.mark.parametrize(
-    "path", [p for p in RECIPES if p.stem not in ("quickstart", "toy")], ids=lambda p: p.stem
-)
+large = pytest.mark.parametrize("path", [p for p in RECIPES if p.stem not in SMALL], ids=lambda p: p.stem)
 
 
 @cache
@@ -166,7 +167,7 @@ def test_the_table_in_the_docs_is_of_these_recipes() -> None:
         if line.startswith("| ") and (c := [x.strip() for x in line.strip("|").split("|")])
     }
     rows.pop("recipe")
-    assert rows.keys() == {p.stem for p in RECIPES} - {"quickstart", "toy"}
+    assert rows.keys() == {p.stem for p in RECIPES} - SMALL
     for name, (params, tokens, ratio, flops, _) in rows.items():
         run = recipe(ROOT / "recipes" / f"{name}.yaml")
         costs = run.model.costs()

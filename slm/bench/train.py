@@ -76,7 +76,7 @@ def run(
         RunError: a trainer failed, or didn't train the model that it should have.
     """
     from slm.model.precision import fast_bf16
-    from slm.train.parallel import pick_device
+    from slm.train.parallel.world import pick_device
 
     for name in only:
         if name not in PARTS:
@@ -191,8 +191,8 @@ def _losses(job: Job, reports: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def _memory(name: str, reports: dict[str, list[dict[str, Any]]]) -> Result:
-    peaks = {n: median([r["anonymous"] / 2**30 for r in reports[n]]) for n in ("slm", name)}
-    note = "a process's own memory at its peak, libraries included"
+    peaks = {n: median([r["resident"] / 2**30 for r in reports[n]]) for n in ("slm", name)}
+    note = "resident memory of the process at its peak, libraries included"
     return result(
         f"memory, beside {name}", peaks["slm"], "GiB", peer=name, peer_value=peaks[name], less_is_better=True, note=note
     )

@@ -90,7 +90,7 @@ def _closing(summary, run, out) -> None:  # type: ignore[no-untyped-def]
     for e in summary["export"]:
         proof = f"max |logit difference| {e['max_abs_diff']:.1e}" if e["verified"] else f"not exported: {e['error']}"
         lines.append(f"Export      {e['path'] or e['target']} ({proof})")
-    folder = run.log.dir or f"runs/{run.name}"
+    folder = summary.get("run_dir") or run.log.dir or f"runs/{run.name}"
     lines.append(f"Checkpoint  {folder}")
     if summary["report"]:
         lines.append(f"Report      {summary['report']}")

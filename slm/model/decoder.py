@@ -90,7 +90,7 @@ class Decoder(nn.Module):
         ce_weight: float = 1.0,
         guide: Callable[[Tensor], Tensor] | None = None,
     ) -> LossSums:
-        """Forward pass and loss; in training mode with whatever the parts add to it (multi-token prediction, balance penalties).
+        """Forward pass and loss, with whatever the parts add to it (multi-token prediction, balance penalties).
 
         Args:
             ce_weight: factor on the cross entropies, z-loss and multi-token prediction included; penalties keep theirs.
@@ -100,14 +100,14 @@ class Decoder(nn.Module):
         hidden_BTD, sequence = self._run(tokens_BT, positions_BT, docs_BT, None)
         sums = self.loss(hidden_BTD, targets_BT)
         loss = sums.loss
-        if not self.training:
-            return sums
         if self.further is not None:
             loss = loss + self._further_loss(hidden_BTD, targets_BT, sequence)
+        if ce_weight != 1:
+            loss = ce_weight * loss
         guided = None
         if guide is not None:
             guided = guide(hidden_BTD)
-            loss = ce_weight * loss + guided
+            loss = loss + guided
         for penalty in sequence.penalties:
             loss = loss + penalty.to(loss.dtype) * sums.count
         return LossSums(loss, sums.nll, sums.count, None if guided is None else guided.detach())

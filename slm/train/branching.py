@@ -15,7 +15,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slm.checkpoint import describe, resolve
+import pydantic
+
+from slm.checkpoint import describe, resolve, specs
+from slm.config.base import explain
 from slm.config.durations import Duration
 from slm.config.errors import ConfigError
 from slm.config.identity import differences, fingerprint
@@ -44,11 +47,21 @@ def branch(run: "Run", source: str) -> "Run":
     """
     path = resolve(source)
     config, state = describe(path)
-    trunk = type(run)(**config)
+    if "loader" not in state or not specs(path, "optimizer"):
+        raise ConfigError(
+            f"{path} can't be branched from: it has weights, but no state of an optimiser or no place in the data (an average, or a pruned or "
+            f"imported model). Begin with its weights: train.init_from={source}."
+        )
+    try:
+        trunk = type(run)(**config)
+    except pydantic.ValidationError as error:
+        raise explain(error, type(run), f"{path}/config.yaml") from None
     mine, theirs = run.experiment(), trunk.experiment()
     found = [d for section in SAME for d in differences({section: theirs[section]}, {section: mine[section]})]
     if odd := [d for d in found if not d.startswith(FREE)]:
         raise ConfigError(f"A branch of {path} has the trunk's model and tokenizer, but {'; '.join(odd)}.")
+    if odd := differences({"train": _batches(trunk)}, {"train": _batches(run)}):
+        raise ConfigError(f"A branch of {path} has the trunk's batches, but {'; '.join(odd)}.")
     ancestor = Ancestor(trunk=fingerprint(theirs), step=state["step"])
     if run.train.branch is not None:  # a branch's own config.yaml
         if run.train.branch != ancestor:
@@ -62,6 +75,11 @@ def branch(run: "Run", source: str) -> "Run":
     name = run.name if own_name else f"{run.name}-branch-{state['step']}"
     log = run.log.with_(branch_from=str(path), dir=run.log.dir if own_name else None)
     return run.with_(train=train, name=name, log=log)
+
+
+def _batches(run: "Run") -> dict[str, Any]:
+    dumped = run.train.model_dump(mode="json")
+    return {name: dumped[name] for name in ("batch_tokens", "batch_ramp")}
 
 
 def _schedule_and_budget(run: "Run", trunk: "Run", step: int) -> dict[str, Any]:

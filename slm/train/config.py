@@ -34,7 +34,7 @@ class Stage(Config):
 
     model_config = pydantic.ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
-    name: str = pydantic.Field(pattern=r"[\w.-]+")
+    name: str = pydantic.Field(pattern=r"^\w[\w.-]*$")
     """What its directory is called, behind its number."""
     begin: Duration = pydantic.Field(Duration(0, "steps"), alias="from")
     """Where it begins: steps, tokens, or a share of the budget."""

@@ -73,15 +73,36 @@ class Course:
 
     def rate(self, step: int) -> float:
         """Factor on every peak learning rate at a 0-based step."""
-        full = len(self.batches.rows) == 1
-        at, total = (step, self.total) if full else (self._full(step), max(1, self._full(self.total)))
+        at, total = (self._full(step), max(1, self._full(self.total))) if self.ramped else (step, self.total)
         return self.schedule.factor(at, total=total, batch_tokens=self.batch_tokens, params=self.params)
 
-    def steps(self, every: Duration | None) -> int:
-        """A duration in steps, at least 1; 0 for None, which is never."""
-        if every is None:
+    @property
+    def ramped(self) -> bool:
+        """Whether batches grow on the way."""
+        return len(self.batches.rows) > 1
+
+    def steps(self, length: Duration | None) -> int:
+        """A duration in full batches, at least 1; 0 for None, which is never."""
+        if length is None:
             return 0
-        return max(1, every.to_steps(batch_tokens=self.batch_tokens, params=self.params, total_steps=self.total))
+        total = self._full(self.total) if self.ramped else self.total
+        return max(1, length.to_steps(batch_tokens=self.batch_tokens, params=self.params, total_steps=total))
+
+    def at(self, length: Duration) -> int:
+        """Steps after which so much has been read."""
+        if not length.value:
+            return 0
+        full = self.steps(length)
+        return full if not self.ramped else self.batches.step_of(full * self.batch_tokens // self.batches.seq_len)
+
+    def due(self, every: Duration | None, step: int) -> bool:
+        """Whether, after ``step`` steps, another stretch of this length is full."""
+        if every is None:
+            return False
+        if not self.ramped:
+            return step % self.steps(every) == 0
+        stretch = self.steps(every) * self.batch_tokens
+        return self.tokens(step) // stretch > self.tokens(step - 1) // stretch
 
     def within(self, rows: int | None) -> "Course":
         """The course as far as ``rows`` rows reach."""

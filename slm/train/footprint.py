@@ -33,8 +33,8 @@ from slm.train.optim.steps.guarded import init_state
 from slm.train.recompute import NoRecompute, RecomputePart
 from slm.train.state import named_parameters
 
-DEPTHS = (2, 3)
-"""Blocks of the two traces of a model of equal ones."""
+LEAST_DEPTH = 2
+"""Blocks of the shallower of the two traces of a model of equal ones."""
 LOSS = "slm_kernels::linear_cross_entropy"
 
 
@@ -71,10 +71,12 @@ def of_forward_backward(
         backend = _backend(model, attention, device)
         return _trace(config, rows, seq_len, bf16, device, accumulate, backend, recompute or NoRecompute())
 
-    first, second = DEPTHS
+    period = recompute.period if recompute is not None else 1
+    first = -(-LEAST_DEPTH // period) * period
+    second = first + period
     if model.layers <= second or not _equal_blocks(model):
         return _higher(trace(model))
-    shallow, deeper = (trace(model.with_(layers=n)) for n in DEPTHS)
+    shallow, deeper = (trace(model.with_(layers=n)) for n in (first, second))
     further = (model.layers - first) / (second - first)
     return _higher([a.along(b, further) for a, b in zip(shallow, deeper, strict=True)])
 

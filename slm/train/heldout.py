@@ -41,11 +41,11 @@ class Heldout:
     def evaluate(self) -> dict[str, Any]:
         """A record of the weights that are to be used: averaged ones, where there are such."""
         state = self.state
-        state.spread.module.eval()
+        state.objective.eval()
         with evaluation_weights(state.optimizers), state.averaged():
             sums = {name: self._sums(plan) for name, plan in self.plans.items()}
             state.spread.evaluated()
-        state.spread.module.train()
+        state.objective.train()
         nats, size = map(sum, zip(*sums.values(), strict=True))
         record = {"kind": "eval", "step": state.step, "heldout_bpb": bits_per_byte(nats, size)}
         if len(sums) > 1:
@@ -56,8 +56,8 @@ class Heldout:
         """(nats, bytes) over the first held-out rows of a source."""
         state = self.state
         batches = self._batches(plan)
-        sums = row_sums(state.spread.module, batches, self.token_bytes_V, self.run.train.precision, self.world.device)
-        nats, length = self.world.sum(torch.tensor(sums).to(state.sums)).tolist()
+        sums = row_sums(state.objective, batches, self.token_bytes_V, self.run.train.precision, self.world.device)
+        nats, length = self.world.sum(torch.tensor(sums, dtype=torch.float64).to(state.sums)).tolist()
         return nats, length
 
     def _batches(self, plan: Plan) -> Iterator[Batch]:

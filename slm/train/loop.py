@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from slm import checkpoint
-from slm.config.errors import RunError
+from slm.config.errors import ConfigError, RunError
 from slm.config.identity import differences
 from slm.data.corpus import Corpus
 from slm.data.loader import Loader
@@ -93,10 +93,15 @@ class Session:
         plan = plan_of(corpus, run.data, horizon=Horizon(self.course.total_rows, full, self.course.params))
         if self.course.within(plan.limit) != self.course:
             self.course = self.course.within(plan.limit)  # data.on_exhaust=stop: a source ends before the budget does
+            if run.train.until is not None and self.course.total < run.train.until:
+                raise ConfigError(
+                    f"A source is used up after {self.course.total:,} steps, within a stage that ends at step {run.train.until:,} "
+                    f"(data.on_exhaust=stop): the stages behind it would never begin. Shorten it, or give its source more text."
+                )
             progress.say(
                 f"A source is used up after {self.course.total:,} steps, and data.on_exhaust=stop: the run ends there."
             )
-        loader = Loader(plan, self.course.rows(0), rank=world.rank, world=world.size, say=progress.say)
+        loader = Loader(plan, self.course.batches.rows[-1], rank=world.rank, world=world.size, say=progress.say)
         self.attention = told(explain(
             run.impl.attention, run.model, world.device, torch.bfloat16 if run.train.precision == "bf16" else torch.float32,
             run.data.seq_len, compiling=run.impl.compile != "none",
@@ -106,14 +111,13 @@ class Session:
         self.meter = Meter(run, costs, world, token_bytes_V, self.state)
         self.heldout = Heldout(run, corpus, world, token_bytes_V, self.state)
         self.stepper = Stepper(self.state, run, world, self.course, self.meter)
-        self.eval_every = self.course.steps(run.log.eval_every) if run.data.heldout else 0
-        self.save_every = self.course.steps(run.log.checkpoint_every)
         self.saved_at, self.first = -1, True
 
     def start(self) -> None:
         """Resume, open the records."""
         state, run, main, say = self.state, self.run, self.world.main, self.progress.say
         said, resumed_from = self._take_up()
+        self._check_sizes()
         keep = run.log.keep
         self.saver = checkpoint.Saver(
             self.run_dir, keep, self.world, every_steps=self.course.steps(keep.every), spare=resumed_from,
@@ -127,6 +131,17 @@ class Session:
             say(line)
         state.spread.module.train()
         self.meter.begin(self.course.tokens(state.step))
+
+    def _check_sizes(self) -> None:
+        """Raise `ConfigError` if the processes can't share a batch that is still to come."""
+        sizes = {
+            self.course.rows(step) for step in (self.state.step, *self.course.batches.starts) if step >= self.state.step
+        }
+        if odd := sorted(size for size in sizes if size % self.world.size):
+            raise ConfigError(
+                f"The batch ramp comes to a batch of {odd[0]} rows, which {self.world.size} processes can't share equally. Set "
+                f"train.batch_ramp.multiple to the number of processes, or train with a number that divides it."
+            )
 
     def _take_up(self) -> tuple[list[str], Path | None]:
         """Go on from this run's newest checkpoint, or from a branch's trunk. Returns what there is to say, and this run's checkpoint."""
@@ -145,9 +160,16 @@ class Session:
         point = branch_point(run)
         resume(state, point, self.world, rows_before=self.course.batches.rows_before)
         if self.world.main:
-            checkpoint.pin(point, f"{self.run_dir} branches from it")
+            self._pin(point)
             inherit_metrics(self.run_dir, point, state.step)
         return [f"Branches from {point} at {of.format(state.step)}", *self._executed_differently(point)], None
+
+    def _pin(self, point: Path) -> None:
+        """Have the trunk keep what this run began with; a trunk on a disk that can't be written to is no reason not to branch."""
+        try:
+            checkpoint.pin(point, f"{self.run_dir} branches from it")
+        except RunError as error:
+            self.progress.say(f"{error} The branch begins all the same.")
 
     def _executed_differently(self, found: Path) -> list[str]:
         """What of ``impl`` is another than when a checkpoint was written. It is allowed, and said."""
@@ -192,9 +214,10 @@ class Session:
         step, last = self.state.step, self.state.step == self.course.end
         if self._recorded(step):
             self._record()
-        if self.eval_every and (step % self.eval_every == 0 or last):
+        every = self.run.log.eval_every
+        if self.run.data.heldout and every is not None and (last or self.course.due(every, step)):
             self._evaluate()
-        if self.save_every and step % self.save_every == 0:
+        if self.course.due(self.run.log.checkpoint_every, step):
             self.save()
 
     def save(self) -> None:
@@ -206,25 +229,29 @@ class Session:
             tokens = self.course.tokens(self.state.step)
             save(self.state, self.run, self.corpus, self.saver, tokens, self.world)
             self.saved_at = self.state.step
+            self.meter.skip()  # nor is saving
 
     def finish(self) -> TrainResult:
         """Save the last state and say how it went."""
         state, course = self.state, self.course
+        early = state.step < course.end
+        interrupted = early and not self.world.any(self.out_of_time)
+        if early and not interrupted and state.step and not self._recorded(state.step):
+            self._record()
         self.save()
         self.saver.wait()
-        interrupted = state.step < course.end
+        where = f"at step {state.step:,} of {course.end:,}"
         if interrupted:
-            why = (
-                f"The budget of {self.run.train.budget.hours:g} hours is used up: stopped"
-                if self.out_of_time
-                else "Stopped"
-            )
             self.progress.say(
-                f"{why} at step {state.step:,} of {course.total:,}; everything is saved in {self.run_dir}. "
-                f"The same command goes on from here."
+                f"Stopped {where}; everything is saved in {self.run_dir}. The same command goes on from here."
+            )
+        elif early:
+            hours = self.run.train.budget.hours
+            self.progress.say(
+                f"The budget of {hours:g} hours is used up {where}: the run ends there, within its schedule."
             )
         counts = state.guard.read()
-        model = state.whole_model()
+        model = state.whole_model(self.world.main)
         model.attention_backend = "auto"  # what fits training rows may not fit decoding from a cache
         return TrainResult(
             model,
@@ -251,11 +278,9 @@ class Session:
             tokens=self.course.tokens(self.state.step), params=self.course.params, norm=self.stepper.norm
         )
         self._publish(record)
-        lost = record["skipped_in_a_row"] >= self.run.train.spikes.give_up
-        if lost or record["loss"] != record["loss"]:
-            what = f"{record['skipped_in_a_row']} steps in a row were skipped" if lost else "The loss is not a number"
+        if record["skipped_in_a_row"] >= self.run.train.spikes.give_up:
             raise RunError(
-                f"{what} at step {record['step']} ({record['skipped']} steps were skipped for their gradient so far). "
+                f"{record['skipped_in_a_row']} steps in a row were skipped for their gradient, up to step {record['step']}. "
                 f"Lower the learning rate or raise the warm-up; the last checkpoint in {self.run_dir} is from before."
             )
 

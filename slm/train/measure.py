@@ -57,10 +57,12 @@ class Meter:
     def count(self, batch: Batch, nll: Tensor, kl: Tensor) -> None:
         """Add a micro-batch of this process to the sums."""
         size = self.token_bytes_V[batch.targets_BT.clamp(min=0)].where(batch.targets_BT >= 0, 0).sum()
-        counted = torch.stack([(batch.targets_BT >= 0).sum(), size, self._attended(batch)])
-        self.state.sums += torch.cat([nll.detach()[None], counted.to(self.world.device), kl.detach()[None]]).to(
-            self.state.sums.dtype
-        )
+        wide = self.state.sums.dtype
+        counted = torch.stack([(batch.targets_BT >= 0).sum(), size, self._attended(batch)]).to(wide)
+        sums = torch.cat([nll.detach()[None].to(wide), counted.to(self.world.device), kl.detach()[None].to(wide)])
+        self.state.sums += sums.where(
+            torch.isfinite(nll.detach()), 0.0
+        )  # its step is skipped, and doesn't count here either
 
     def _attended(self, batch: Batch) -> Tensor:
         """FLOPs that the batch's counted tokens spend on the keys they attend to: causal, within windows and documents."""
@@ -123,13 +125,13 @@ class Meter:
             "step": state.step,
             "tokens": tokens,
             "tokens_per_param": tokens / params,
-            "loss": nll / targets,
-            "bpb": bits_per_byte(nll, size),
-            **({"kl": kl / targets} if self.run.train.distill is not None else {}),
+            "loss": nll / targets if targets else None,
+            "bpb": bits_per_byte(nll, size) if size else None,
+            **({"kl": kl / targets if targets else None} if self.run.train.distill is not None else {}),
             "lr": state.optimizers[0].param_groups[0]["lr"],
             "grad_norm": float(norm),
             "tokens_per_s": speed,
-            **self._mfu(speed, attended / targets),
+            **self._mfu(speed, attended / max(targets, 1)),
             "data_stall": stalled,
             "memory_bytes": self._memory(),
             "skipped": counts["not_finite"] + counts["outliers"],

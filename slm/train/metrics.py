@@ -33,8 +33,13 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Wait until all records are on the disk: before a checkpoint that relies on them."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise RunError(
+                f"Can't write {self.path}: {error.strerror}. Checkpoints written before stay valid."
+            ) from None
 
     def close(self) -> None:
         self._file.close()

@@ -26,6 +26,10 @@ class LossModule(nn.Module):
     def forward(
         self, tokens_BT: Tensor, targets_BT: Tensor, positions_BT: Tensor, docs_BT: Tensor, *answer: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, cross entropy, divergence from a teacher), each summed over the targets; only the loss has a gradient."""
-        sums = self.model.training_loss(tokens_BT, targets_BT, positions_BT=positions_BT, docs_BT=docs_BT)
+        """(loss, cross entropy, divergence from a teacher), each summed over the targets; only the loss has a gradient. Outside of
+        training mode the loss is the cross entropy alone."""
+        if not self.training:
+            sums = self.model.loss(self.model(tokens_BT, positions_BT=positions_BT, docs_BT=docs_BT), targets_BT)
+        else:
+            sums = self.model.training_loss(tokens_BT, targets_BT, positions_BT=positions_BT, docs_BT=docs_BT)
         return sums.loss, sums.nll, sums.nll.new_zeros(())

@@ -131,8 +131,11 @@ def cells_of(record: dict[str, Any], clock: Clock) -> list[tuple[str, str]]:
     if record["kind"] == "eval":
         return [("held-out bits/byte", f"{record['heldout_bpb']:.4f}")]
     cells = [
-        ("loss", f"{record['loss']:.4f}"),
-        ("bits/byte", f"{record['bpb']:.4f}"),
+        *(
+            (name, f"{record[key]:.4f}")
+            for name, key in (("loss", "loss"), ("bits/byte", "bpb"))
+            if record[key] is not None
+        ),
         ("tokens/s", f"{record['tokens_per_s']:,.0f}"),
         ("tokens/param", f"{record['tokens_per_param']:.3g}"),
         ("lr", f"{record['lr']:.2e}"),

@@ -23,6 +23,11 @@ class RecomputePart(Part):
     needs_compile: ClassVar[bool] = False
     """Only the compiler can do it: `Impl` refuses it without ``impl.compile``."""
 
+    @property
+    def period(self) -> int:
+        """After how many blocks it does the same again."""
+        return 1
+
     def apply(self, decoder: "Decoder") -> None:
         """Make the decoder's blocks forget. Once, after it is built and before it is compiled or sharded.
 
@@ -63,6 +68,10 @@ class Every(RecomputePart):
 
     k: int = pydantic.Field(2, gt=0)
     """Blocks 0, k, 2k, ... are run again; 1 is ``full``. Blocks of multi-token prediction count on behind the others."""
+
+    @property
+    def period(self) -> int:
+        return self.k
 
     def apply(self, decoder: "Decoder") -> None:
         from slm.train import recomputing

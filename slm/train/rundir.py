@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from slm.config.errors import ConfigError, RunError
+from slm.config.files import replace_durably
 from slm.config.identity import differences
 from slm.config.yaml import dump_yaml
 from slm.train.config import what_counts
@@ -45,7 +46,7 @@ def claimed(run: "Run", run_dir: Path) -> Iterator[None]:
         lock.truncate(0)
         print(socket.gethostname(), os.getpid(), file=lock, flush=True)  # for `slm watch`, where it can't see the lock
         refuse_other_experiment(run, run_dir)
-        (run_dir / "config.yaml").write_text(dump_yaml(run.model_dump(mode="json"), run.notes))
+        replace_durably(run_dir / "config.yaml", dump_yaml(run.model_dump(mode="json"), run.notes).encode())
         yield
 
 

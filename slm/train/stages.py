@@ -25,10 +25,22 @@ from slm.train.course import Course
 from slm.train.rundir import run_dir_of
 
 if TYPE_CHECKING:
+    from slm.model.config import Model
     from slm.run import Run
 
-CHANGEABLE = ("data.", "model.context", "model.position", "train.optim.", "train.clip", "train.spikes", "impl.", "log.")
+CHANGEABLE = (
+    "data.",
+    "model.context",
+    "model.position.",
+    "train.optim.",
+    "train.clip",
+    "train.spikes.",
+    "impl.",
+    "log.",
+)
 """What a stage may change. Budget, schedule and batch are the whole run's; the rest of the model and the tokenizer can't change."""
+FIXED = ("model.position.name", "train.optim.name")
+"""What it may not: another position encoding or optimiser would have other tensors."""
 
 
 def stage_runs(run: "Run") -> "list[Run]":
@@ -40,7 +52,7 @@ def stage_runs(run: "Run") -> "list[Run]":
     if not run.train.stages:
         return [run]
     course = Course.of(run, run.model.costs())
-    begins = [course.steps(stage.begin) if stage.begin.value else 0 for stage in run.train.stages]
+    begins = [course.at(stage.begin) for stage in run.train.stages]
     if begins[0] != 0 or sorted(set(begins)) != begins or begins[-1] >= course.total:
         raise ConfigError(
             f"train.stages begin at steps {begins} of {course.total}: the first begins at 0, and each later one after the one before."
@@ -61,19 +73,56 @@ def _stage_run(
 ) -> "Run":
     plain = run.model_dump(mode="json")
     for key, value in changes.items():
-        if not any(key.startswith(prefix) for prefix in CHANGEABLE):
-            raise ConfigError(f"train.stages: a stage can't change {key!r}; it can change {', '.join(CHANGEABLE)}.")
-        *path, last = key.split(".")
-        place = plain
-        for part in path:
-            place = place.setdefault(part, {})
-        place[last] = value
+        _put(plain, key, value)
     plain["name"], plain["log"]["dir"] = f"{run.name}/{name}", str(run_dir_of(run) / name)
-    plain["train"] |= {"stages": [], "until": end}
+    steps = run.train.budget.total_steps(run.model.costs(), run.train.batch_tokens)
+    plain["train"] |= {
+        "stages": [],
+        "until": end,
+        "budget": {"steps": steps},
+    }  # the same steps, whatever a stage changes
     if before is not None:
         plain["train"]["branch"] = Ancestor(trunk=before.identity, step=begin).model_dump(mode="json")
         plain["log"]["branch_from"] = str(run_dir_of(before))
     try:
-        return type(run)(**plain)
+        made = type(run)(**plain)
     except pydantic.ValidationError as error:
         raise explain(error, type(run)) from None
+    if run.train.batch_ramp is not None and made.data.seq_len != run.data.seq_len:
+        raise ConfigError(
+            f"train.stages: {name} changes data.seq_len, and with a batch ramp the batches would be others: use one of them."
+        )
+    if shapes_of(made.model) != shapes_of(run.model):
+        raise ConfigError(
+            f"train.stages: the model of {name} has other tensors than the run's (learned positions for another context?)."
+        )
+    return made
+
+
+def _put(plain: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of a run's plain data."""
+    if not any(key.startswith(prefix) for prefix in CHANGEABLE) or key in FIXED:
+        raise ConfigError(
+            f"train.stages: a stage can't change {key!r}; it can change {', '.join(CHANGEABLE)} (but not {' or '.join(FIXED)})."
+        )
+    *path, last = key.split(".")
+    place: Any = plain
+    for part in path:
+        place = place.get(part) if isinstance(place, dict) else None
+        if place is None:
+            raise ConfigError(
+                f"train.stages: {key!r} leads into something that isn't there or has no keys; set {part!r} as a whole."
+            )
+    if not isinstance(place, dict):
+        raise ConfigError(f"train.stages: {key!r} leads into a list; set it as a whole.")
+    place[last] = value
+
+
+def shapes_of(model: "Model") -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a model's tensors; nothing is allocated."""
+    import torch
+
+    from slm.model.decoder import Decoder
+
+    with torch.device("meta"):
+        return {name: tuple(p.shape) for name, p in Decoder(model).named_parameters()}

@@ -68,22 +68,28 @@ class TrainState:
         with self.ema.swapped_in() if self.ema is not None else nullcontext():
             yield
 
-    def whole_model(self) -> Decoder:
-        """The model to be used, in this process alone: averaged weights where there are such, put together where they are sharded.
-
-        All processes call it.
+    def whole_model(self, main: bool) -> Decoder:
+        """The model to be used, in the ``main`` process alone: averaged weights where there are such, put together where they are
+        sharded. All processes call it; what the others get is of no use to them.
         """
         final_weights(self.optimizers)
-        with self.averaged():
-            weights = {name: whole(p.detach()) for name, p in self.model.named_parameters()}
-            if all(w is p for w, p in zip(weights.values(), self.model.parameters(), strict=True)) and self.ema is None:
-                return self.model
-            model = Decoder(self.model.config).to(next(iter(weights.values())).device)
-            model.attention_backend = self.model.attention_backend
-            with torch.no_grad():
-                for name, p in model.named_parameters():
-                    p.copy_(weights[name])
-        return model
+        sharded = any(hasattr(p, "full_tensor") for p in self.model.parameters())
+        if not sharded and self.ema is None:
+            return self.model
+        model = Decoder(self.model.config) if main else None
+        own = dict(model.named_parameters()) if model is not None else {}
+        with self.averaged(), torch.no_grad():
+            for (
+                name,
+                p,
+            ) in self.model.named_parameters():  # one tensor at a time: together they may be more than a device holds
+                tensor = whole(p.detach())
+                if main:
+                    own[name].copy_(tensor)
+        if model is None:
+            return self.model
+        model.attention_backend = self.model.attention_backend
+        return model.to(next(self.model.parameters()).device)
 
 
 def build(run: "Run", corpus: Corpus, loader: Loader, course: Course, world: World) -> TrainState:
@@ -228,8 +234,9 @@ def _stepped(tensors: Tensors, specs: Specs, found: Path, group: str) -> Tensors
 
 
 def _fitting(tensors: Tensors, specs: Specs, found: Path, group: str) -> Tensors:
-    """What has the same shape: with another window, the guard starts to look again."""
-    return {name: t for name, t in tensors.items() if name in specs and specs[name].shape == tuple(t.shape)}
+    """The guard's: with another window than then, it starts to look again, and only the counts go on."""
+    same = "norms" in specs and specs["norms"].shape == tuple(tensors["norms"].shape)
+    return _all(tensors, specs, found, group) if same else {"counts": tensors["counts"]} if "counts" in specs else {}
 
 
 READ = {"optimizer": _stepped, "guard": _fitting}

@@ -41,9 +41,9 @@ class Stepper:
             with state.spread.accumulating() if self.world.size > 1 else nullcontext():
                 self._forward_backward(part, targets)
         self._forward_backward(micro[-1], targets)
+        self.meter.gradients(state)
         self.norm = self._clip()
         bad = state.guard.check(self.norm)
-        self.meter.gradients(state)
         set_rate(state.optimizers, self.course.rate(state.step))
         for optimizer in state.optimizers:
             optimizer.found_inf, optimizer.grad_scale = bad, None  # type: ignore[attr-defined]

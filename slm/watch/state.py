@@ -146,7 +146,10 @@ def _identity(config: dict[str, Any]) -> str | None:
     """The experiment's hash, from a resolved config."""
     if not all(section in config for section in SECTIONS):
         return None
-    return fingerprint({section: value for section, value in config.items() if section in SECTIONS})
+    from slm.train.config import what_counts
+
+    sections = {section: value for section, value in config.items() if section in SECTIONS}
+    return fingerprint(sections | {"train": what_counts(sections["train"])})
 
 
 def _age(*paths: Path) -> float:

@@ -119,7 +119,7 @@ def canned(losses: tuple[float, ...] = (8.0, 6.0), **params: int) -> Callable[..
             "amount": 30_000,
             "params": params.get(trainer.replace(" ", "_"), right),
             "losses": list(losses),
-            "anonymous": 2**30,
+            "resident": 2**30,
         }
 
     return run_job

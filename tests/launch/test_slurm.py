@@ -174,7 +174,8 @@ def test_several_nodes_meet_at_the_first() -> None:
 @pytest.mark.slow
 def test_two_nodes_run_one_world() -> None:
     """Two agents on this machine, told that they are two nodes."""
-    worker = "import os; print(os.environ['RANK'], os.environ['WORLD_SIZE'], os.environ['LOCAL_RANK'], flush=True)"
+    told = "' '.join(os.environ[k] for k in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'))"
+    worker = f"import os; os.write(1, ({told} + chr(10)).encode())"  # at once: two workers share the pipe
     code = (
         "import sys\nfrom slm.launch.node import Place, run_workers\n"
         f"sys.exit(run_workers(['-c', {worker!r}], 2, Place(2, int(sys.argv[1]), 'localhost', 23917)))"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import slm
 
 from slm import checkpoint
 from slm.config.errors import ConfigError
@@ -87,6 +88,19 @@ def test_another_mixture_or_rate_is_allowed_another_model_is_not(tiny, trunk) ->
     assert go(branch(tiny(**trunk | other), AT)).step == 12
     with pytest.raises(ConfigError, match=r"the trunk's model and tokenizer, but model\..*model\.dim: 32 -> 64"):
         branch(tiny(**trunk | {"model__dim": 64}), AT)
+
+
+def test_a_branch_has_the_trunks_batches_and_needs_its_optimiser(tiny, trunk) -> None:
+    with pytest.raises(ConfigError, match=r"train\.batch_tokens: 256 -> 512"):
+        branch(tiny(**trunk | {"train__batch_tokens": 512}), AT)
+    slm("checkpoint", "average", AT, "runs/tiny/checkpoints/step-00000004", "--out", "average")
+    with pytest.raises(ConfigError, match=r"no state of an optimiser.*train\.init_from=average"):
+        branch(tiny(**trunk), "average")
+
+
+def test_a_branch_may_look_for_spikes_in_another_window(tiny, trunk) -> None:
+    result = go(branch(tiny(**trunk | {"train__spikes": {"sigmas": 6, "window": 4, "after": 2}}), AT))
+    assert (result.step, result.skipped) == (12, 0)
 
 
 def test_what_has_no_plateau_or_is_past_it_cannot_be_left(tiny, trunk) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pydantic
 import pytest
 import torch
 
@@ -11,6 +12,8 @@ from slm import checkpoint
 from slm.config.errors import ConfigError
 from slm.pipeline import launch
 from slm.run import Run
+from slm.train.config import Stage
+from slm.train.course import Course
 from slm.train.metrics import read_metrics
 from slm.train.stages import stage_runs
 
@@ -71,9 +74,38 @@ def test_finished_stages_are_not_trained_again(tiny, monkeypatch) -> None:
     assert steps[8:] == [6, *range(7, 12)]  # the second stage began at 6 and had no checkpoint of its own yet
 
 
+def test_a_stages_name_is_a_directory() -> None:
+    with pytest.raises(pydantic.ValidationError):
+        Stage(name="../elsewhere")
+
+
+def test_a_budget_in_flops_is_the_whole_runs(tiny) -> None:
+    run = tiny(train__stages=STAGES, train__budget={"flops": 12 * 256 * tiny().model.costs().flops_per_token["train"]})
+    assert [s.train.budget.steps for s in stage_runs(run)] == [12, 12, 12]
+    ramp = {"start": 64, "over": "1000 tokens"}
+    with pytest.raises(ConfigError, match="with a batch ramp"):
+        stage_runs(tiny(train__stages=STAGES, train__batch_ramp=ramp))
+    calm = [{"name": "a"}, {"name": "b", "from": "50%", "change": {"train.optim.lr": 1e-4}}]
+    first, second = stage_runs(tiny(train__stages=calm, train__batch_ramp=ramp))
+    courses = [Course.of(s, s.model.costs()) for s in (first, second)]
+    assert courses[0].total == courses[1].total
+    assert courses[0].tokens(courses[0].end) == pytest.approx(1536, abs=256)
+
+
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
+        ([{"name": "a", "change": {"train.optim.name": "lion"}}], "can't change 'train.optim.name'"),
+        ([{"name": "a", "change": {"data.mixture.weights": {}}}], "leads into"),
+        (
+            [
+                {
+                    "name": "a",
+                    "change": {"model.context": 64, "model.position.base": 5.0, "data.seq_len": 64, "log.nothing.x": 1},
+                }
+            ],
+            "leads into",
+        ),
         ([{"name": "a", "from": "10%"}], "the first begins at 0"),
         ([{"name": "a"}, {"name": "b", "from": "2 steps"}, {"name": "c", "from": "2 steps"}], "each later one after"),
         ([{"name": "a"}, {"name": "b", "from": "100%"}], "each later one after"),

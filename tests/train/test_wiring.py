@@ -5,19 +5,23 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from slm import checkpoint
-from slm.config.errors import RunError
+from slm.config.durations import Duration
+from slm.config.errors import ConfigError, RunError
 from slm.data.prepare import prepare
+from slm.pipeline import launch
 from slm.run import Run
 from slm.train.course import Course
 from slm.train.loop import Session, TrainResult, train
 from slm.train.measure import OF_THE_MACHINE
 from slm.train.metrics import read_metrics
+from slm.train.objective import LossModule
 from slm.train.parallel.world import World
 from slm.train.step import Stepper
 
@@ -104,7 +108,7 @@ def test_an_outlier_is_skipped_and_too_many_end_the_run(tiny) -> None:
         assert go(tiny(log__dir="one", **changes)).skipped == 1
         assert [r["skipped"] for r in records("one")][3:6] == [0, 1, 1]
         bad = set(range(5, 12))
-        with pytest.raises(RunError, match="3 steps in a row were skipped at step 8"):
+        with pytest.raises(RunError, match="3 steps in a row were skipped for their gradient, up to step 8"):
             go(tiny(log__dir="many", **changes))
 
 
@@ -130,15 +134,63 @@ def test_rows_that_run_out_end_the_course_at_a_whole_batch(tiny) -> None:
         assert cut.total == course.total or cut.batches.rows_before(cut.total) + course.rows(cut.total) > rows
 
 
-def test_hours_end_a_run_that_is_slower_than_it_said_and_more_hours_continue_it(tiny) -> None:
-    run = tiny(train__budget={"hours": 1e-9, "tokens_per_s": 256 * 12 / 1e-9 / 3600})
-    result = go(run)
-    assert (result.step, result.total_steps, result.interrupted) == (0, 12, True) or result.step < 12
-    assert result.interrupted
+def test_hours_end_a_run_that_is_slower_than_it_said(tiny) -> None:
+    """It is over then: evaluated and exported as it is, and not resumed for ever."""
+    run = tiny(
+        train__budget={"hours": 1e-9, "tokens_per_s": 256 * 12 / 1e-9 / 3600}, finish__export=[], finish__report=False
+    )
+    summary = launch(run)
+    assert summary["steps"] < 12
+    assert not summary["interrupted"]
+    assert launch(run) == summary
+
+
+def test_one_loss_that_is_not_a_number_costs_its_step_and_no_more(tiny, monkeypatch) -> None:
+    real = LossModule.forward
+
+    def spoiled(self: LossModule, *arguments: Any) -> tuple[torch.Tensor, ...]:
+        loss, nll, kl = real(self, *arguments)
+        bad = self.training and steps.append(1) is None and len(steps) == 5
+        return (loss * float("nan"), nll * float("nan"), kl) if bad else (loss, nll, kl)
+
+    monkeypatch.setattr(LossModule, "forward", spoiled)
+    for every in (1, 3):
+        steps: list[int] = []
+        result = go(tiny(log__every=every, log__dir=f"every-{every}"))
+        assert (result.step, result.skipped) == (12, 1)
+    assert [r["step"] for r in records("every-1") if r["loss"] is None] == [5]
+    assert all(r["loss"] is not None for r in records("every-3"))
+
+
+def test_what_has_a_length_in_tokens_counts_tokens_also_while_batches_grow(tiny) -> None:
+    course = Course.of(tiny(train__batch_ramp=RAMP, train__budget={"tokens": 3072}), tiny().model.costs())
+    for length, tokens in (("50%", 1536), ("1024 tokens", 1024), ("3 steps", 768)):
+        step = course.at(Duration.parse(length))
+        assert course.tokens(step) <= tokens < course.tokens(step + 1)
+    due = [course.tokens(s) for s in range(1, course.total + 1) if course.due(Duration.parse("512 tokens"), s)]
+    assert [t // 512 for t in due] == list(range(1, 7))
+    assert course.at(Duration.parse("0%")) == 0
+    assert not course.due(None, 5)
+
+
+def test_a_ramp_that_the_processes_cannot_share_is_refused_at_the_start(tiny) -> None:
+    session = Session.__new__(Session)
+    session.course = Course.of(tiny(train__batch_ramp=RAMP), tiny().model.costs())
+    session.world = World(0, 4, torch.device("cpu"))
+    session.state = SimpleNamespace(step=0)  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match=r"a batch of 2 rows, which 4 processes.*multiple"):
+        session._check_sizes()
+    session.state.step = session.course.total - 1  # what has been is no matter
+    session._check_sizes()
+
+
+def test_activations_of_a_model_compiled_as_a_whole_cannot_be_looked_at(tiny) -> None:
+    with pytest.raises(ConfigError, match=r"impl\.compile=blocks"):
+        tiny(log__activations=True, impl__compile="whole")
 
 
 def test_norms_and_activations_are_those_of_the_tensors(tiny) -> None:
-    result = go(tiny(log__activations=True, train__clip=1e9))
+    result = go(tiny(log__activations=True, train__clip=0.1))
     last = records(result.run_dir)[-1]
     assert sum(n**2 for n in last["grad_norms"].values()) == pytest.approx(last["grad_norm"] ** 2, rel=1e-5)
     squares = sum(float(p.detach().square().sum()) for p in result.model.parameters())
@@ -146,7 +198,7 @@ def test_norms_and_activations_are_those_of_the_tensors(tiny) -> None:
     assert set(last["grad_norms"]) == {"embedding", "matrix", "norm"}
     assert len(last["activation_rms"]) == len(last["activation_max"]) == 2
     assert all(0 < rms <= most for rms, most in zip(last["activation_rms"], last["activation_max"], strict=True))
-    go(tiny(log__dir="off", log__norms=False, train__clip=1e9))
+    go(tiny(log__dir="off", log__norms=False, train__clip=0.1))
     assert "grad_norms" not in records("off")[-1]
     assert [r["loss"] for r in records("off")] == [r["loss"] for r in records(result.run_dir)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from slm.cost.resident import peak_resident_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -159,12 +160,11 @@ class Stopwatch:
         """What a job says. ``losses``: of the records, in order."""
         if self.step != self.job.total:
             raise RuntimeError(f"{self.step} of {self.job.total} steps were taken")
-        amount = self.job.steps * self.job.shape.batch_tokens
         return {
             "wall": self.wall,
             "cpu": self.cpu,
-            "amount": amount,
+            "amount": self.job.steps * self.job.shape.batch_tokens,
             "params": params,
             "losses": losses,
-            "pid": os.getpid(),
+            "resident": peak_resident_bytes(),
         }

@@ -10,7 +10,7 @@ from slm.bench.training.job import Job, Stopwatch
 from slm.data.prepare import prepare
 from slm.train.loop import Session
 from slm.train.metrics import read_metrics
-from slm.train.parallel import World
+from slm.train.parallel.world import World
 from slm.train.progress import Silent
 
 

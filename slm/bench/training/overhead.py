@@ -118,7 +118,7 @@ class Bare:
         batch = self.batches[self.next].to(self.device)
         self.next += 1
         with autocast(self.device, self.precision):
-            loss, _ = self.state.spread.module(batch.tokens_BT, batch.targets_BT, batch.positions_BT, batch.docs_BT)
+            loss = self.state.spread.module(*self.state.objective.inputs(batch))[0]
         loss = loss / (batch.targets_BT != -100).sum()
         loss.backward()
         self.losses.append(loss.detach())
@@ -194,4 +194,4 @@ def _block(session: Session, saves: bool) -> None:
 def silence(session: Session) -> None:
     """Have a session count and write nothing."""
     session._recorded = lambda step: False  # type: ignore[method-assign]
-    session.meter.count = lambda batch, nll: None  # type: ignore[method-assign]
+    session.meter.count = lambda batch, nll, kl: None  # type: ignore[method-assign]

@@ -49,7 +49,7 @@ def train(job: Job) -> dict[str, Any]:
 
     class InOrder(Trainer):  # type: ignore[misc]
         def _get_train_sampler(self, *_: Any) -> Any:
-            return torch.utils.data.SequentialSampler(self.train_dataset)
+            return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
     arguments = TrainingArguments(
         output_dir=job.out,

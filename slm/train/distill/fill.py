@@ -23,6 +23,7 @@ from slm.data.plan.of_corpus import plan_of
 from slm.data.store.checked import checksums
 from slm.model.divergence import Outcomes, outcomes, teacher_logits
 from slm.model.precision import autocast
+from slm.train.course import Course
 from slm.train.distill.cache import FORMAT, Layout, read_header, shard_files
 from slm.train.distill.teacher import OnlineTeacher
 
@@ -37,11 +38,10 @@ LOGIT_BYTES = 64 << 20
 
 def plan_for(run: "Run", corpus: Corpus) -> tuple[Plan, int]:
     """The plan that a run trains on, and how many of its rows it reads."""
-    costs = run.model.costs()
-    per_step = run.train.batch_tokens // run.data.seq_len
-    rows = run.train.budget.total_steps(costs, run.train.batch_tokens) * per_step
-    plan = plan_of(corpus, run.data, horizon=Horizon(rows, per_step, costs.params["unique"]))
-    return plan, rows if plan.limit is None else min(rows, plan.limit)
+    course = Course.of(run, run.model.costs())
+    full = run.train.batch_tokens // run.data.seq_len
+    plan = plan_of(corpus, run.data, horizon=Horizon(course.total_rows, full, course.params))
+    return plan, course.within(plan.limit).total_rows
 
 
 def header_of(

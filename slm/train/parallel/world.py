@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slm.config.errors import ConfigError, RunError, suggest
+
+CONTROL_TIMEOUT = timedelta(days=1)
+"""How long processes wait for each other's short messages: while the main one evaluates and exports, for hours perhaps. One that has ended is
+noticed at once, by its connection."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def join_world(device: str) -> Iterator[World]:
         return
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
-        yield World(rank, size, place, dist.new_group(backend="gloo"))
+        yield World(rank, size, place, dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT))
     except RuntimeError as error:
         if not _lost_peer(error):
             raise
