@@ -70,7 +70,7 @@ def test_padding_the_vocabulary_changes_nothing() -> None:
 
 def test_multi_token_prediction_by_hand() -> None:
     """Depth k at place t predicts token t + 1 + k from the state and the embedding of token t + k."""
-    model, tokens, targets = decoder_of("mtp").train(), ids(), ids(seed=5)
+    model, tokens, targets = decoder_of("mtp"), ids(), ids(seed=5)
     hidden = model(tokens)
     wanted, state = model.loss(hidden, targets).loss, hidden
     _, sequence = model._run(tokens, None, None, None)
