@@ -57,7 +57,7 @@ class Case:
     op: str
     shape: str
     make: Callable[[int], list[Tensor]]
-    """Inputs in fp64 on the CPU, for so many tokens; integers stay integers, what is named in ``fixed`` gets no gradient."""
+    """Inputs in fp32 on the CPU, for so many tokens; integers stay integers, what is named in ``fixed`` gets no gradient."""
     ours: Callable[..., Any]
     plain: Callable[..., Any]
     forward: Work
@@ -92,8 +92,8 @@ def cases(only: Sequence[str], *, tokens: int, size: int, quick: bool) -> Iterat
 
 
 def rand(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
-    """Normal, fp64, the same for the same seed."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).double() * scale
+    """Normal, fp32, the same for the same seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
 def tokens_of(n: int, vocab: int) -> Tensor:
@@ -140,7 +140,7 @@ def _rotation(s: Shape, tokens: int, size: int) -> Case:
     def make(rows: int) -> list[Tensor]:
         angle = torch.arange(rows)[:, None] / 10_000 ** (torch.arange(half) / half)
         q, k = rand(1, rows, s.heads, width), rand(1, rows, s.kv_heads, width, seed=1)
-        return [q, k, angle.cos()[None].double(), angle.sin()[None].double(), rand(width, seed=2), rand(width, seed=3)]
+        return [q, k, angle.cos()[None], angle.sin()[None], rand(width, seed=2), rand(width, seed=3)]
 
     def ours(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, wq: Tensor, wk: Tensor, *, impl: str) -> Any:
         return slm_kernels.qk_norm_rope(q, k, cos, sin, wq, wk, eps=1e-6, impl=impl)

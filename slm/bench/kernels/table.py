@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -109,8 +109,7 @@ def _device(name: str) -> torch.device:
 def _rows(case: Case, device: torch.device, dtype: torch.dtype, clock: Clock, without: Sequence[str]) -> Iterator[Row]:
     calls = contestants(case, device, without)
     inputs = _inputs(case, case.tokens, device, dtype)
-    # Compiled code is made anew for another shape, and computes what eager does.
-    errors = {name: None if name == "compile" else _error(case, call, device, dtype) for name, call in calls.items()}
+    errors = _errors(case, calls, device, dtype)
     memory = {name: _memory(call, inputs, device) for name, call in calls.items()}
     for mode, work in _modes(case).items():
         times = clock.in_turns({name: _work(call, inputs, mode) for name, call in calls.items()})
@@ -199,15 +198,23 @@ def _memory(call: Callable[..., Any], inputs: list[Tensor], device: torch.device
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _error(case: Case, call: Callable[..., Any], device: torch.device, dtype: torch.dtype) -> float:
-    """The largest relative L2 error of an output or gradient, against plain torch in fp64 on the rounded inputs."""
+def _errors(
+    case: Case, calls: Mapping[str, Callable[..., Any]], device: torch.device, dtype: torch.dtype
+) -> dict[str, float | None]:
+    """The largest relative L2 error of an output or gradient, against plain torch in fp64 on the rounded inputs. Compiled code isn't
+    asked: it is made anew for another number of tokens, and computes what eager does."""
     inputs = _inputs(case, min(case.tokens, ERROR_TOKENS), device, dtype)
-    exact_inputs = [t.detach().double().requires_grad_(t.requires_grad) if t.is_floating_point() else t for t in inputs]
-    worst = 0.0
-    for found, exact in zip(_both(call, inputs), _both(case.plain, exact_inputs), strict=True):
-        norm = float(exact.detach().norm())
-        worst = max(worst, float((found.detach().double() - exact.detach()).norm()) / (norm or 1.0))
-    return worst
+    wide = [t.detach().double().requires_grad_(t.requires_grad) if t.is_floating_point() else t for t in inputs]
+    exact = [t.detach() for t in _both(case.plain, wide)]
+
+    def error(call: Callable[..., Any]) -> float:
+        worst = 0.0
+        for found, wanted in zip(_both(call, inputs), exact, strict=True):
+            norm = float(wanted.norm())
+            worst = max(worst, float((found.detach().double() - wanted).norm()) / (norm or 1.0))
+        return worst
+
+    return {name: None if name == "compile" else error(call) for name, call in calls.items()}
 
 
 COLUMNS = ("op", "shape", "by", "mode", "ms", "of the floor", "memory", "error")

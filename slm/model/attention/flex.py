@@ -43,7 +43,7 @@ def cannot(asked: Request) -> str:
 
 def flex(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, mask: Mask, scores: Scores) -> Tensor:
     """(B, H, T, V)."""
-    call: Callable[..., Any] = flex_attention if _plainly(q_BHTK) else _compiled()
+    call: Any = flex_attention if _plainly(q_BHTK) else _compiled()
     options: dict[str, Any] = {
         "score_mod": _scored(mask, scores, k_BGSK.shape[2]),
         "block_mask": block_mask(mask, k_BGSK.shape[2], scores.window),
