@@ -95,7 +95,7 @@ def errors(found: Tensor, exact: Tensor) -> tuple[float, float]:
 def check(case: Case, dtype: torch.dtype = torch.float32, *, slack: float = 1.0) -> None:
     """Outputs and gradients are as near to fp64 as torch's in the same precision, within a factor of two.
 
-    Memory that is not written is NaN (the caller turns on `poisoned`), inputs and incoming gradients must not change.
+    Memory that is not written is NaN (the test asks for the fixture `poisoned`), inputs and incoming gradients must not change.
     """
     given = [t.to(dtype) if t is not None and t.dtype == torch.float64 else t for t in case.inputs]
     exact_inputs = [t.double() if t is not None and t.dtype.is_floating_point else t for t in given]
@@ -122,16 +122,6 @@ def check(case: Case, dtype: torch.dtype = torch.float32, *, slack: float = 1.0)
             assert top <= 2 * top_torch + 10 * floor * max(size, 1e-3), (
                 f"{where}: error {top:.2e}, torch {top_torch:.2e}"
             )
-
-
-@pytest.fixture
-def poisoned():
-    """Memory that nobody writes is NaN."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=GPU)  # which also fills new memory with NaN
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 def module(name: str) -> Any:

@@ -17,7 +17,7 @@ DOORS: dict[str, set[str]] = {
     "slm.cost": {"config"},
     "slm.report": {"config"},
     "slm.data": {"config"},
-    "slm.bench": {"config", "cost", "data", "model", "run", "train"},
+    "slm.bench": {"config", "cost", "data", "model", "run", "slm_kernels", "train"},
     "slm.model": {"config", "cost", "slm_kernels"},
     "slm.checkpoint": {"config", "model"},
     "slm.generate": {"config", "model", "checkpoint"},
@@ -31,7 +31,8 @@ DOORS: dict[str, set[str]] = {
         "eval",
         "cost",
         "export",
-    },  # export reads a teacher from the hub
+        "slm_kernels",
+    },  # export reads a teacher from the hub; slm_kernels: Muon's iteration is an op, and impl.kernels chooses for all of them
     "slm.run": {"config", "model", "data", "train"},
     "slm.study": {"config", "run", "train", "eval", "cost", "report"},
     "slm.planning": {"config", "run", "data", "model", "train", "cost", "export"},

@@ -2,7 +2,7 @@
 
 from slm_kernels.attention import attention
 from slm_kernels.cross_entropy import Head, cross_entropy_
-from slm_kernels.dispatch import Unsupported, chosen, set_default, supported, use
+from slm_kernels.dispatch import Unsupported, chosen, forget, fused, set_default, supported, unavailable, use
 from slm_kernels.embedding import embedding
 from slm_kernels.gated import activation, activation_linear, geglu, relu2, swiglu
 from slm_kernels.linear_cross_entropy import linear_cross_entropy
@@ -22,6 +22,8 @@ __all__ = [
     "chosen",
     "cross_entropy_",
     "embedding",
+    "forget",
+    "fused",
     "geglu",
     "linear_cross_entropy",
     "linear_kl",
@@ -34,5 +36,6 @@ __all__ = [
     "short_conv",
     "supported",
     "swiglu",
+    "unavailable",
     "use",
 ]

@@ -5,7 +5,8 @@
 ``compile``  the torch implementation through torch.compile.
 ``auto``     triton where it can run and pays, else torch.
 
-Per call ``rms_norm(x, w, impl="triton")``; for a stretch of code ``with use("triton"):``; for the process ``set_default``.
+Per call ``rms_norm(x, w, impl="triton")``; for a stretch of code ``with use("triton"):``; for the process ``set_default``. Code that
+has plain operations of its own asks `fused` whether the op would do more than they.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def unable(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         return f"tensors are on different devices ({', '.join(sorted(devices))})"
     device = devices.pop() if devices else "cpu"
     if device != "cuda" and not (device == "cpu" and INTERPRETED):
-        return f"tensors are on {device}"
+        return _elsewhere(device)
     return op.why_not(*args, **kwargs)
 
 
@@ -113,6 +114,22 @@ def supported(name: str, *args: Any, **kwargs: Any) -> tuple[bool, str]:
     """Whether the Triton kernel of op ``name`` can do a call with these arguments, and if not, why."""
     reason = unable(OPS[name], args, kwargs)
     return not reason, reason
+
+
+def fused(name: str, *args: Any, **kwargs: Any) -> bool:
+    """Whether op ``name``, called with these arguments (the ones of its `Op`) and no ``impl``, would run a kernel or be compiled. If
+    not, a caller with plain operations of its own may as well run those.
+
+    Raises:
+        Unsupported: the default is "triton", and it can't do this.
+    """
+    op = OPS[name]
+    choice = op.choose(_default["impl"], args, kwargs)
+    if choice.impl != "torch":
+        return True
+    if not torch.compiler.is_compiling():
+        _note(name, choice)
+    return False
 
 
 def set_default(impl: str) -> None:
@@ -141,6 +158,32 @@ def _note(name: str, choice: Choice) -> None:
     if choice not in seen:
         seen.add(choice)
         _log.info("%s: %s (%s)", name, choice.impl, choice.reason)
+
+
+def forget() -> None:
+    """Empty what `chosen` tells, as at the beginning of a run."""
+    _noted.clear()
+
+
+def unavailable(device: torch.device) -> str:
+    """Why no kernel can run on a device, whatever the op; empty if they can."""
+    if MISSING:
+        return MISSING
+    usable = device.type == "cuda" or (device.type == "cpu" and INTERPRETED)
+    return "" if usable else _elsewhere(device.type)
+
+
+def _elsewhere(device: str) -> str:
+    return f"tensors are on {device}"
+
+
+def usual(device: torch.device) -> dict[str, Choice]:
+    """What "auto" takes for each op on a device, as far as that doesn't depend on the call."""
+    why = unavailable(device) or ("kernels are interpreted, which is for tests" if INTERPRETED else "")
+    if why:
+        return dict.fromkeys(OPS, Choice("torch", why))
+    alone, fused_too = "it can do most calls", "it can do most calls; under torch.compile, which fuses as well, torch"
+    return {name: Choice("triton", fused_too if op.fused_by_inductor else alone) for name, op in OPS.items()}
 
 
 def chosen() -> dict[str, list[Choice]]:

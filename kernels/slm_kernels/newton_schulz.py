@@ -1,6 +1,6 @@
 """The nearest semi-orthogonal matrix by Newton-Schulz iteration, for stacks of matrices: the heart of Muon.
 
-From X = G / |G|_F, with the short side first, each step is
+From X = G / (room |G|_F), with the short side first, each step is, with coefficients of its own if wanted,
 
     A = X X^T,   B = b A + c A A^T,   X <- a X + B X
 
@@ -14,6 +14,8 @@ Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural netw
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,16 +23,19 @@ from slm_kernels._triton import f32, tl, triton
 from slm_kernels.dispatch import Op
 from slm_kernels.tuning import Config, tuned
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+Coefficients = tuple[float, float, float]
+"""a, b, c of a step."""
+FIVE_STEPS: tuple[Coefficients, ...] = ((3.4445, -4.7750, 2.0315),) * 5
+"""Jordan's."""
 PAYS_FROM = 1024
 """Short sides below this are left to torch's batched product unless the kernel is asked for."""
 
 
 def newton_schulz(
     g_NRC: Tensor,
-    steps: int = 5,
-    coefficients: tuple[float, float, float] = COEFFICIENTS,
+    coefficients: Sequence[Coefficients] = FIVE_STEPS,
     *,
+    room: float = 1.0,
     dtype: torch.dtype | None = None,
     impl: str | None = None,
 ) -> Tensor:
@@ -38,8 +43,8 @@ def newton_schulz(
 
     Args:
         g_NRC: (N, rows, columns).
-        steps: how many.
-        coefficients: a, b, c of every step.
+        coefficients: a, b, c of each step.
+        room: singular values begin so many times smaller than divided by the norm.
         dtype: of the arithmetic; by default the matrices'. bf16 is enough.
         impl: see `slm_kernels.dispatch`.
 
@@ -49,15 +54,15 @@ def newton_schulz(
     if g_NRC.ndim != 3:
         raise ValueError(f"g must be a stack of matrices (N, rows, columns), got {tuple(g_NRC.shape)}")
     with torch.no_grad():
-        return _op(impl, g_NRC, steps, coefficients, dtype)  # type: ignore[no-any-return]
+        return _op(impl, g_NRC, tuple(coefficients), room, dtype)  # type: ignore[no-any-return]
 
 
-def _started(g_NRC: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Norm 1, short side first."""
+def _started(g_NRC: Tensor, room: float, dtype: torch.dtype | None) -> Tensor:
+    """Norm 1 / room, short side first."""
     x = g_NRC.to(dtype or g_NRC.dtype)
     x = x.mT if x.shape[-2] > x.shape[-1] else x
     norm = x.to(torch.promote_types(x.dtype, torch.float32)).norm(dim=(-2, -1), keepdim=True)
-    return x / (norm + 1e-7).to(x.dtype)
+    return x / (norm * room + 1e-7).to(x.dtype)
 
 
 def _finished(x: Tensor, g_NRC: Tensor) -> Tensor:
@@ -65,12 +70,11 @@ def _finished(x: Tensor, g_NRC: Tensor) -> Tensor:
 
 
 def reference(
-    g_NRC: Tensor, steps: int, coefficients: tuple[float, float, float], dtype: torch.dtype | None = None
+    g_NRC: Tensor, coefficients: Sequence[Coefficients], room: float = 1.0, dtype: torch.dtype | None = None
 ) -> Tensor:
     """The same from torch's own operations."""
-    a, b, c = coefficients
-    x = _started(g_NRC, dtype)
-    for _ in range(steps):
+    x = _started(g_NRC, room, dtype)
+    for a, b, c in coefficients:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return _finished(x, g_NRC)
@@ -148,16 +152,15 @@ def symmetric(x_NMK: Tensor, add_NMM: Tensor | None = None, alpha: float = 1.0, 
     return out_NMM
 
 
-def _triton(g_NRC: Tensor, steps: int, coefficients: tuple[float, float, float], dtype: torch.dtype | None) -> Tensor:
-    a, b, c = coefficients
-    x = _started(g_NRC, dtype)
-    for _ in range(steps):
+def _triton(g_NRC: Tensor, coefficients: Sequence[Coefficients], room: float, dtype: torch.dtype | None) -> Tensor:
+    x = _started(g_NRC, room, dtype)
+    for a, b, c in coefficients:
         gram = symmetric(x)
         x = torch.baddbmm(x, symmetric(gram, gram, c, b), x, beta=a)
     return _finished(x, g_NRC)
 
 
-def _why_not(g_NRC: Tensor, steps: int, coefficients: object, dtype: torch.dtype | None) -> str:
+def _why_not(g_NRC: Tensor, coefficients: object, room: float, dtype: torch.dtype | None) -> str:
     return "" if (dtype or g_NRC.dtype) != torch.float64 else "arithmetic is fp64, the kernel sums in fp32"
 
 

@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
     verbs = typer.Typer(help="Measurements beside peers.", no_args_is_help=True, rich_markup_mode=None)
     verbs.command("data")(data)
     verbs.command("train")(train)
+    verbs.command("kernels")(kernels)
     app.add_typer(verbs, name="bench")
 
 
@@ -100,6 +101,52 @@ def train(
         command = " ".join(["slm bench train", *flags, sizes, f"--markdown {markdown.name}"])
         markdown.write_text(r.markdown("Benchmarks of the trainer", report, results, command))
     _show(report, results, json)
+
+
+def kernels(
+    only: Annotated[list[str] | None, typer.Option(help="Measure this op alone (may be repeated).")] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Leave a peer out (may be repeated): eager, compile or liger.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One tiny shape per op: a look at whether all of it runs.")
+    ] = False,
+    tokens: Annotated[int | None, typer.Option(help="Tokens of a shape; 8192, or 32 if quick.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on a GPU by default.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    markdown: Annotated[Path | None, typer.Option(help="Write the table into this file, for the docs.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """The ops of slm_kernels beside plain torch, torch.compile and Liger-Kernel: time, share of the device's floor, memory, error.
+
+    At the widths of small models, forward, backward and both. Liger: pip install liger-kernel; without it is left out.
+    """
+    from slm.bench.kernels import table as t
+
+    out = console(json)
+    report, rows = t.run(
+        only or (),
+        without=without or (),
+        device=device,
+        dtype=dtype,
+        tokens=tokens,
+        quick=quick,
+        tell=lambda what: out.print(f"measuring: {what}", markup=False),
+    )
+    if markdown is not None:
+        flags = [*(f"--only {name}" for name in only or ()), *(f"--without {name}" for name in without or ())]
+        flags += (
+            ["--quick"] * quick + ([f"--tokens {tokens}"] if tokens else []) + ([f"--dtype {dtype}"] if dtype else [])
+        )
+        markdown.write_text(
+            t.markdown(report, rows, " ".join(["slm bench kernels", *flags, f"--markdown {markdown.name}"]))
+        )
+    if json:
+        emit_json(t.as_json(report, rows))
+    else:
+        table(list(t.COLUMNS), t.cells(rows), right=(4, 5, 6, 7))
 
 
 def _show(report: dict[str, Any], results: "list[Result]", json: bool) -> None:

@@ -19,6 +19,26 @@ def peak_flops(device_name: str | None) -> float | None:
     return next((peak for name, peak in PEAK_BF16.items() if device_name and name in device_name), None)
 
 
+BANDWIDTH = {
+    "H100 PCIe": 2.0e12,
+    "H100 NVL": 3.9e12,
+    "H100": 3.35e12,
+    "H200": 4.8e12,
+    "A100-SXM4-40GB": 1.555e12,
+    "A100-PCIE-40GB": 1.555e12,
+    "A100 80GB PCIe": 1.935e12,
+    "A100": 2.039e12,
+    "L40S": 0.864e12,
+    "RTX 4090": 1.008e12,
+}
+"""Bytes per second of a device's memory, from the makers' data sheets; the first name that occurs counts."""
+
+
+def bandwidth(device_name: str | None) -> float | None:
+    """Bytes per second by the name that the driver gives, or None when it isn't known."""
+    return next((rate for name, rate in BANDWIDTH.items() if device_name and name in device_name), None)
+
+
 MEMORY = {
     "H100 NVL": 94_000_000_000,
     "H100": 80_000_000_000,

@@ -17,6 +17,7 @@ from slm.cost.cost import Cost
 from slm.model.cache import State
 from slm.model.parts import BuildContext, ModelPart, refuse
 from slm.model.sequence import Here
+from slm_kernels import fused, short_conv
 
 
 class ShortConv(nn.Module):
@@ -31,6 +32,10 @@ class ShortConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(width)) if bias else None
 
     def forward(self, x_BTC: Tensor, here: Here) -> Tensor:
+        docs_BT = here.mask.docs_BT
+        if here.memory is None and fused("short_conv", x_BTC, self.weight, self.bias, docs_BT, self.residual):
+            docs_BT = None if docs_BT is None else docs_BT.expand(x_BTC.shape[:2])
+            return short_conv(x_BTC, self.weight, self.bias, docs_BT, residual=self.residual)
         T, reach = x_BTC.shape[1], self.kernel - 1
         before = x_BTC.new_zeros(x_BTC.shape[0], reach, x_BTC.shape[2])
         if here.memory is not None:
@@ -42,8 +47,8 @@ class ShortConv(nn.Module):
         y_BTC = x_BTC * weight[:, reach]
         for j in range(1, self.kernel):
             tap = wide_BTC[:, reach - j : reach - j + T]
-            if here.mask.docs_BT is not None:
-                tap = tap * same_document(here.mask.docs_BT, j)[..., None].to(tap.dtype)
+            if docs_BT is not None:
+                tap = tap * same_document(docs_BT, j)[..., None].to(tap.dtype)
             y_BTC = y_BTC + tap * weight[:, reach - j]
         if self.bias is not None:
             y_BTC = y_BTC + self.bias.to(y_BTC.dtype)

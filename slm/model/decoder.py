@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from slm.model.attention.routing import prepare
 from slm.model.axes import norms_along
 from slm.model.cache import Cache
 from slm.model.config import Model
 from slm.model.parts import BuildContext
 from slm.model.position.base import Position
 from slm.model.position.learned import LearnedPositions
+from slm.model.precision import working_dtype
 from slm.model.sequence import Encoding, Mask, Sequence
 from slm_kernels import linear_cross_entropy
 from slm_kernels.linear_cross_entropy import workspace_bytes
@@ -119,6 +121,7 @@ class Decoder(nn.Module):
         made = [Encoding(p, p.tables(positions_BT)) for p in self.positions]  # type: ignore[operator,arg-type]
         encodings = [made[i] for i in self.position_of]
         mask = Mask(length, tokens_BT.device, docs_BT, past)
+        prepare(self.attention_backend, self.config, mask, working_dtype(self.embedding.weight))
         sequence = Sequence(tokens_BT, positions_BT, mask, encodings, self.attention_backend, cache)
         x_BTD = self._embed(tokens_BT, positions_BT, past + length)
         sequence.x0_BTD = x_BTD.view_as(

@@ -12,6 +12,7 @@ from slm.config.registry import Registry
 from slm.cost.cost import Cost
 from slm.model.axes import Axes, norms_along
 from slm.model.parts import BuildContext, ModelPart
+from slm_kernels import embedding as gather
 
 
 class EmbeddingPart(ModelPart):
@@ -102,7 +103,7 @@ class Embedding(nn.Module):
         }
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        x_BTD = nn.functional.embedding(tokens_BT, self.weight)
+        x_BTD = gather(tokens_BT, self.weight)
         if self.project_in is not None:
             x_BTD = self.project_in(x_BTD)
         if self.scale != 1.0:

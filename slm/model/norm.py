@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from slm.config.registry import Registry
 from slm.cost.cost import Cost
 from slm.model.parts import BuildContext, ModelPart
+from slm_kernels import fused, rms_norm
 
 Gain = Literal["plain", "one_plus", "none"]
 
@@ -82,6 +83,12 @@ class Norm(nn.Module):
 
 class RMSNorm(Norm):
     """x / sqrt(mean(x^2) + eps) * weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        offset = float(self.one_plus)
+        if not self.per_head and fused("rms_norm", x, self.weight, self.eps, offset, None, None):
+            return rms_norm(x, self.weight, self.eps, offset=offset)
+        return super().forward(x)
 
     def normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         return F.rms_norm(x, (self.width,), weight, self.eps)

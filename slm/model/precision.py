@@ -13,6 +13,12 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
+def working_dtype(like: torch.Tensor) -> torch.dtype:
+    """What products with weights such as ``like`` come out in, here."""
+    device = like.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+
+
 @lru_cache
 def fast_bf16(device: torch.device) -> bool:
     """Whether bf16 products are at least as fast as fp32 ones here: on a CPU without instructions for them they are

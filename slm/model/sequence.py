@@ -7,8 +7,9 @@ can be run again for its gradients, and one compiled graph serves all blocks tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class Mask:
     device: torch.device
     docs_BT: Tensor | None = None
     past: int = 0
-    _made: dict[tuple[object, ...], Tensor | None] = field(default_factory=dict)
+    _made: dict[tuple[object, ...], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.docs_BT is not None and self.past:
@@ -50,6 +51,16 @@ class Mask:
         if key not in self._made:
             self._made[key] = self._allowed(keys, window)
         return self._made[key]
+
+    def remembered(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
+        """What a backend makes of this mask, such as the borders of documents: once per forward pass. While a graph is traced it finds
+        what was made before (`slm.model.attention.routing.prepare`), and makes the rest in it."""
+        if key in self._made:
+            return self._made[key]
+        made = make()
+        if not torch.compiler.is_compiling():
+            self._made[key] = made
+        return made
 
     def _allowed(self, keys: int, window: int | None) -> Tensor | None:
         if self.docs_BT is None and self.length == 1 and (window is None or window >= keys):

@@ -119,7 +119,12 @@ class Impl(Config):
     graph, which may be faster and takes longer to compile. true is blocks, false is none."""
     recompute: RecomputeSlot = NoRecompute()
     """What the backward pass computes again instead of keeping it."""
-    attention: Literal["auto", "sdpa", "matmul"] = "auto"
+    kernels: Literal["auto", "triton", "torch", "compile"] = "auto"
+    """What runs the ops of slm_kernels: the loss, norms, rotations, activations and others. auto: Triton on a GPU where it can and pays,
+    else torch. triton, and compile (torch.compile, op by op), run or refuse, with the reason."""
+    attention: Literal["auto", "sdpa", "matmul", "flex", "varlen", "flash"] = "auto"
+    """What computes softmax attention (`slm.model.attention.backends`); the run says what it takes and why. A backend that is asked for
+    by name and can't do a layer's attention is refused before the first step."""
     data_dir: str = "data"
     """Where token stores are kept."""
     workers: int | None = pydantic.Field(None, gt=0)

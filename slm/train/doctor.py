@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from slm.cost.device import peak_flops
-from slm.model.attention.backends import BACKENDS
+from slm.model.attention.backends import BACKENDS, Request, choose, supported
 from slm.train.parallel.world import pick_device
+from slm_kernels.dispatch import usual
 
 OPTIONAL = {
     "transformers": "needed to verify exports: pip install 'slm[hf]'",
@@ -33,13 +34,42 @@ def examine() -> dict[str, Any]:
         _check("device (auto)", _device_name(device)),
         _check("bf16 peak", _peak(device)),
         _check("cores / threads", f"{os.cpu_count()} / {torch.get_num_threads()}"),
-        _check("attention backends", ", ".join(BACKENDS)),
+        *_attention(device),
+        *_kernels(device),
         *_cpu_speed(),
     ]
     for package, hint in OPTIONAL.items():
         version = _version(package)
         checks.append(_check(package, version or "not installed", "" if version else hint))
     return {"device": str(device), "checks": checks}
+
+
+def _attention(device: torch.device) -> list[dict[str, str]]:
+    """Which backends can run here, and what ``impl.attention=auto`` takes in training for the usual kinds of rows."""
+    row = Request(device, torch.bfloat16 if device.type == "cuda" else torch.float32, 2048, 2048, 64, 64)
+    bare = {name: backend.missing(device) for name, backend in BACKENDS.items()}
+    able = {name: supported(name, row)[1] for name in BACKENDS}
+    checks = [_check("attention backends", ", ".join(name for name, why in able.items() if not why))]
+    checks += [_check(f"attention {name}", "no", bare[name] or why) for name, why in able.items() if why]
+    kinds = {
+        "dense rows": row,
+        "documents": row._replace(documents=True),
+        "windows": row._replace(window=True),
+        "softcap": row._replace(softcap=True),
+        "sinks": row._replace(sinks=True),
+    }
+    for kind, asked in kinds.items():
+        taken = choose("auto", asked)
+        checks.append(_check(f"attention auto, {kind}", taken.backend, taken.reason))
+    return checks
+
+
+def _kernels(device: torch.device) -> list[dict[str, str]]:
+    """What ``impl.kernels=auto`` takes for the ops of slm_kernels."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, choice in usual(device).items():
+        found.setdefault(choice, []).append(name)
+    return [_check(f"kernels by {impl}", ", ".join(names), reason) for (impl, reason), names in found.items()]
 
 
 def _check(name: str, value: str, hint: str = "") -> dict[str, str]:

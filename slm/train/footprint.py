@@ -193,8 +193,9 @@ def _equal_blocks(model: Model) -> bool:
 
 
 def _backend(model: Model, wanted: str, device: str) -> str:
-    """The attention backend that ``wanted`` means on the device: traced on a CPU, "auto" would ask for a CPU's."""
-    if wanted != "auto" or device == "cpu":
+    """The backend to trace in place of ``wanted``, on a CPU: sdpa keeps what all fused ones keep. With a cap or sinks it is matmul, which
+    counts scores that Flex wouldn't hold."""
+    if wanted in ("sdpa", "matmul") or device == "cpu":
         return wanted
     by_hand = any(getattr(c.attention, name, None) for c in model.contexts for name in ("softcap", "sinks"))
     return "matmul" if by_hand else "sdpa"

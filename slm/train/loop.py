@@ -20,11 +20,14 @@ from slm.data.corpus import Corpus
 from slm.data.loader import Loader
 from slm.data.plan import Horizon
 from slm.data.plan.of_corpus import plan_of
+from slm.model.attention.routing import explain, told
 from slm.model.decoder import Decoder
 from slm.train import compiling
 from slm.train.branching import branch_point, inherit_metrics
 from slm.train.course import Course
 from slm.train.heldout import Heldout
+from slm.train.kernels import kernels
+from slm.train.kernels import note as kernels_note
 from slm.train.measure import Meter
 from slm.train.metrics import MetricsLog
 from slm.train.mirror import Mirrors
@@ -67,6 +70,7 @@ def train(run: "Run", corpus: Corpus, world: World, progress: TrainProgress | No
         if world.main:
             stack.enter_context(claimed(run, run_dir))
         stop = stack.enter_context(StopRequest())
+        stack.enter_context(kernels(run.impl.kernels, world.device))
         session = Session(run, corpus, world, run_dir, progress)
         stack.callback(session.close)
         session.start()
@@ -98,6 +102,10 @@ class Session:
                 f"A source is used up after {self.course.total:,} steps, and data.on_exhaust=stop: the run ends there."
             )
         loader = Loader(plan, self.course.batches.rows[-1], rank=world.rank, world=world.size, say=progress.say)
+        self.attention = told(explain(
+            run.impl.attention, run.model, world.device, torch.bfloat16 if run.train.precision == "bf16" else torch.float32,
+            run.data.seq_len, compiling=run.impl.compile != "none",
+        ))  # fmt: skip
         self.state: TrainState = build(run, corpus, loader, self.course, world)
         token_bytes_V = torch.from_numpy(corpus.tokenizer.token_bytes)
         self.meter = Meter(run, costs, world, token_bytes_V, self.state)
@@ -188,6 +196,9 @@ class Session:
             self.stepper(batch)
         if self.first and self.run.impl.compile != "none":
             self.progress.say(compiling.first_step_note(self.meter.elapsed))
+        if self.first:
+            for said in filter(None, (self.attention, kernels_note())):
+                self.progress.say(said)
         self.first = False
         self.profiler.step()
 
@@ -240,8 +251,10 @@ class Session:
                 f"The budget of {hours:g} hours is used up {where}: the run ends there, within its schedule."
             )
         counts = state.guard.read()
+        model = state.whole_model(self.world.main)
+        model.attention_backend = "auto"  # what fits training rows may not fit decoding from a cache
         return TrainResult(
-            state.whole_model(self.world.main),
+            model,
             self.run_dir,
             state.step,
             course.total,

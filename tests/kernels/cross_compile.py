@@ -213,7 +213,7 @@ def cases() -> dict[str, Callable[[], None]]:
         )  # fmt: skip
     made["embedding"] = lambda: both(home("embedding")._function(ids(N), bf16(49152, 576)))
     made["newton_schulz 1024"] = lambda: home("newton_schulz")._triton(
-        bf16(4, 1024, 3072, grad=False), 1, (3.0, -4.0, 2.0), None
+        bf16(4, 1024, 3072, grad=False), ((3.0, -4.0, 2.0),), 1.0, None
     )
     for kind in ("forward", "jsd"):
         made[f"linear_kl {kind}"] = lambda kind=kind: home("linear_kl").in_place_triton(

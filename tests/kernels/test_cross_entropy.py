@@ -13,7 +13,6 @@ from kernel_checks import (
     module,
     needs_triton,
     plant,
-    poisoned,
     rand,
 )
 
@@ -22,7 +21,6 @@ from slm_kernels import cross_entropy_
 home = module("cross_entropy")
 Head, reference = home.Head, home.reference
 pytestmark = pytest.mark.usefixtures("poisoned")
-__all__ = ["poisoned"]
 
 HEADS = {
     "plain": Head(),

@@ -12,7 +12,6 @@ from kernel_checks import (
     module,
     needs_gpu,
     needs_triton,
-    poisoned,
     rand,
 )
 
@@ -20,7 +19,6 @@ from slm_kernels import embedding
 
 home = module("embedding")
 pytestmark = pytest.mark.usefixtures("poisoned")
-__all__ = ["poisoned"]
 
 
 def case(*shape: int, V: int = 11, D: int = 5, impl: str = "triton") -> Case:

@@ -12,7 +12,6 @@ from kernel_checks import (
     check_all_bugs_are_caught,
     module,
     needs_triton,
-    poisoned,
     rand,
 )
 
@@ -20,7 +19,6 @@ from slm_kernels import activation, activation_linear, geglu, relu2, swiglu
 
 gated = module("gated")
 pytestmark = pytest.mark.usefixtures("poisoned")
-__all__ = ["poisoned"]
 
 
 def case(*shape: int, act: str = "silu", how: str = "up", impl: str = "triton") -> Case:

@@ -17,7 +17,6 @@ from kernel_checks import (
     check_all_bugs_are_caught,
     module,
     needs_gpu,
-    poisoned,
     rand,
 )
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,7 +24,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from slm_kernels import linear_cross_entropy, use
 from slm_kernels.linear_cross_entropy import chunk_rows, reference
 
-__all__ = ["poisoned"]
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 

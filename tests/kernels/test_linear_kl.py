@@ -13,7 +13,6 @@ from kernel_checks import (
     check_all_bugs_are_caught,
     module,
     needs_triton,
-    poisoned,
     rand,
 )
 
@@ -21,7 +20,6 @@ from slm_kernels import linear_kl
 
 home = module("linear_kl")
 pytestmark = pytest.mark.usefixtures("poisoned")
-__all__ = ["poisoned"]
 KINDS = ["forward", "reverse", "jsd"]
 
 

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_checks import CAN_TRITON, DEVICE, IMPLS, LOW, Bug, errors, module, needs_triton, plant, poisoned, rand
+from kernel_checks import CAN_TRITON, DEVICE, IMPLS, LOW, Bug, errors, module, needs_triton, plant, rand
 
 from slm_kernels import Head, linear_cross_entropy, linear_lse
 
 home = module("linear_lse")
 pytestmark = pytest.mark.usefixtures("poisoned")
-__all__ = ["poisoned"]
 
 
 @pytest.fixture(autouse=True)

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_checks import DEVICE, IMPLS, Bug, module, needs_triton, plant, poisoned, rand
+from kernel_checks import DEVICE, IMPLS, Bug, module, needs_triton, plant, rand
 
 from slm_kernels import newton_schulz
 
 home = module("newton_schulz")
 pytestmark = pytest.mark.usefixtures("poisoned")
-__all__ = ["poisoned"]
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ from kernel_checks import (
     check_all_bugs_are_caught,
     module,
     needs_triton,
-    poisoned,
     rand,
 )
 
@@ -20,7 +19,6 @@ from slm_kernels import qk_norm_rope
 
 reference = module("qk_norm_rope").reference
 pytestmark = pytest.mark.usefixtures("poisoned")
-__all__ = ["poisoned"]
 
 
 def tables(batch: int, T: int, half: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,20 +156,21 @@ def test_what_is_refused(change, match) -> None:
 
 
 CASES = [case(T=13), case(T=13, gains="each", interleaved=True)]
+KERNELS = "_rotation_kernels"
 BUGS = [
-    Bug("_turn_back", "dy1 * cos + dy2 * sin", "dy1 * cos - dy2 * sin"),
-    Bug("_turn_back", "dy2 * cos - dy1 * sin", "dy1 * cos - dy2 * sin"),
-    Bug("_turn_back", "r * (da1 - n1 * mean)", "r * da1"),
-    Bug("_turn_back", "r * (da3 - n3 * mean)", "da3 - n3 * mean"),
-    Bug("_turn_back", "mean += tl.sum(da3 * n3, 2, keep_dims=True)", "pass"),
-    Bug("_turn_back", "dw2 += da2 * n2", "dw2 += da2 * n1"),
-    Bug("_turn_back", "dw3 += da3 * n3", "dw3 = da3 * n3"),
-    Bug("_turn_back", "da1 * w1, da2 * w2", "da1 * w1, da2 * w1"),
-    Bug("_turn_back", "da3 *= w3", "pass"),
-    Bug("_angles", "i_n // T * cos_sb + ", ""),
-    Bug("_gains", "+ f32(offset)", ""),
-    Bug("_turn", "squares / K", "squares / (2 * half)"),
-    Bug("_columns", "2 * i_r, 2 * i_r + 1", "2 * i_r + 1, 2 * i_r", case=1),
+    Bug("_unturned", "dy1 * cos + dy2 * sin", "dy1 * cos - dy2 * sin", module=KERNELS),
+    Bug("_unturned", "dy2 * cos - dy1 * sin", "dy1 * cos - dy2 * sin", module=KERNELS),
+    Bug("_turn_back", "r * (da1 - n1 * mean)", "r * da1", module=KERNELS),
+    Bug("_turn_back", "r * (da3 - n3 * mean)", "da3 - n3 * mean", module=KERNELS),
+    Bug("_turn_back", "mean += tl.sum(da3 * n3, 2, keep_dims=True)", "pass", module=KERNELS),
+    Bug("_turn_back", "dw2 += da2 * n2", "dw2 += da2 * n1", module=KERNELS),
+    Bug("_turn_back", "dw3 += da3 * n3", "dw3 = da3 * n3", module=KERNELS),
+    Bug("_turn_back", "da1 * w1, da2 * w2", "da1 * w1, da2 * w1", module=KERNELS),
+    Bug("_turn_back", "da3 *= w3", "pass", module=KERNELS),
+    Bug("_angles", "i_n // T * cos_sb + ", "", module=KERNELS),
+    Bug("_gains", "+ f32(offset)", "", module=KERNELS),
+    Bug("_loaded", "squares / K", "squares / (K + 1)", module=KERNELS),
+    Bug("_columns", "2 * i_r, 2 * i_r + 1", "2 * i_r + 1, 2 * i_r", case=1, module=KERNELS),
     Bug("_launch_backward", "s.flatten(0, 1).sum(0)", "s[:, 0].sum(0)"),
     Bug("_launch_backward", "s.sum(0) if w.ndim == 2", "s[0] if w.ndim == 2", case=1),
 ]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from slm.model.attention import backends
+from slm.model.attention import plain
 from slm.model.attention.backends import Scores, attend
 from slm.model.sequence import Mask
 
@@ -38,7 +38,7 @@ def attended(wish: dict[str, object], docs: Tensor | None) -> tuple[list[Tensor]
 @pytest.mark.parametrize("name", CASES)
 def test_blocks_equal_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, all_of_it = attended(*CASES[name])
-    monkeypatch.setattr(backends, "MATMUL_BLOCK", 4)
+    monkeypatch.setattr(plain, "MATMUL_BLOCK", 4)
     blocks, less = attended(*CASES[name])
     assert len(blocks) == 4
     torch.testing.assert_close(blocks, whole, rtol=1e-9, atol=1e-9)

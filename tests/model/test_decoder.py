@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from slm.config.errors import ConfigError
-from slm.model.attention.backends import BACKENDS
 from slm.model.decoder import Decoder
 
 from .variants import decoder_of, ids, model_of
@@ -16,7 +15,7 @@ DOCS = torch.tensor([[0] * 10 + [1] * 14])
 
 
 @pytest.mark.parametrize("name", ["gqa", "window", "alibi", "mla"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["sdpa", "matmul"])
 def test_backends_agree_with_fp64(backend: str, name: str) -> None:
     wanted = decoder_of(name, "matmul").double()(ids(1), docs_BT=DOCS)
     single = decoder_of(name, backend)(ids(1), docs_BT=DOCS)
@@ -25,7 +24,7 @@ def test_backends_agree_with_fp64(backend: str, name: str) -> None:
 
 @pytest.mark.parametrize(("name", "option"), [("softcap", "softcap"), ("sinks", "sinks")])
 def test_a_backend_that_lacks_an_option_says_so(name: str, option: str) -> None:
-    with pytest.raises(ConfigError, match=rf"sdpa can't do model\.attention\.{option}"):
+    with pytest.raises(ConfigError, match=rf"impl.attention=sdpa can't do .* it has no {option}"):
         decoder_of(name, "sdpa")(ids(1))
 
 

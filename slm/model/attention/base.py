@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Self
 from torch import nn
 
 from slm.config.registry import Registry
+from slm.model.attention.scores import Wishes
 from slm.model.cache import Room
 from slm.model.parts import BuildContext, ModelPart, refuse
 
@@ -36,6 +37,10 @@ class AttentionPart(ModelPart):
         ``kv_heads``: None leaves them to the part.
         """
         raise refuse(self, "it doesn't say how its heads are cut, so heads can't be pruned.")
+
+    def wishes(self, ctx: BuildContext) -> Wishes | None:
+        """What it asks of softmax attention, so that a run can say beforehand which backend it takes; None: nothing, or it doesn't tell."""
+        return None
 
     def room(self, ctx: BuildContext) -> Room:
         """What one layer caches."""

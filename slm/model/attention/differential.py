@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from slm.cost.cost import Cost
 from slm.model.attention.backends import Scores, attend
 from slm.model.attention.base import attention
+from slm.model.attention.rotation import prepared
+from slm.model.attention.scores import Wishes
 from slm.model.attention.softmax import SoftmaxPart
 from slm.model.cache import Room
 from slm.model.classes import Drawn
@@ -48,8 +50,8 @@ class DifferentialAttention(nn.Module):
     def forward(self, x_BTD: Tensor, here: Here) -> Tensor:
         B, T, _ = x_BTD.shape
         encoding = here.encoding
-        q_BHTK = encoding.rotate(self.q(x_BTD).view(B, T, self.heads, -1).transpose(1, 2))
-        k_BGTK = encoding.rotate(self.k(x_BTD).view(B, T, self.kv_heads, -1).transpose(1, 2))
+        q_BTHK, k_BTGK = self.q(x_BTD).view(B, T, self.heads, -1), self.k(x_BTD).view(B, T, self.kv_heads, -1)
+        q_BHTK, k_BGTK = prepared(q_BTHK, k_BTGK, encoding)
         v_BGTK = self.v(x_BTD).view(B, T, self.kv_heads, -1).transpose(1, 2)
         if here.memory is not None:
             k_BGTK, v_BGTK = here.memory.append(k_BGTK, v_BGTK)
@@ -94,6 +96,9 @@ class Differential(SoftmaxPart):
         extra += (heads + 2 * groups) * width * self.qkv_bias + ctx.dim * self.out_bias
         per_key = 2 * heads * 3 * width  # scores over K, values over 2 K
         return Cost(rows + extra, 2 * rows, {self.window: per_key}, {self.window: self.room(ctx).values()})
+
+    def wishes(self, ctx: BuildContext) -> Wishes:
+        return Wishes(self.rotary_dim, 2 * self.rotary_dim, self.heads_ != self.kv_heads, self.window)
 
     def room(self, ctx: BuildContext) -> Room:
         return Room(((self.kv_heads or 0, self.rotary_dim),) * 2, self.window)

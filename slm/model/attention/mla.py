@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from slm.cost.cost import Cost
 from slm.model.attention.backends import Scores, attend
 from slm.model.attention.base import AttentionPart, attention
+from slm.model.attention.rotation import prepared
+from slm.model.attention.scores import Wishes
 from slm.model.cache import Room
 from slm.model.norm import OptionalNormSlot
 from slm.model.parts import BuildContext, refuse
@@ -50,10 +52,10 @@ class LatentAttention(nn.Module):
         part, encoding = self.part, here.encoding
         heads = part.heads or 0
         q = self.q_b(self.q_norm(self.q_a(x_BTD))) if part.q_rank else self.q(x_BTD)
-        q_nope, q_rope = q.view(B, T, heads, -1).transpose(1, 2).split((part.nope_dim, part.rope_dim), -1)
+        q_nope, q_rope = q.view(B, T, heads, -1).split((part.nope_dim, part.rope_dim), -1)
         c_BTR, k_rope = self.kv_a(x_BTD).split((part.kv_rank or 0, part.rope_dim), -1)
-        c_B1SR, k_rope_B1SR = self.kv_norm(c_BTR)[:, None], encoding.rotate(k_rope[:, None])
-        q_rope = encoding.rotate(q_rope)
+        q_nope, c_B1SR = q_nope.transpose(1, 2), self.kv_norm(c_BTR)[:, None]
+        q_rope, k_rope_B1SR = prepared(q_rope, k_rope[:, :, None], encoding)
         if here.memory is not None:
             c_B1SR, k_rope_B1SR = here.memory.append(c_B1SR, k_rope_B1SR)
         scores = Scores(self.scale, part.window, part.softcap, encoding.slopes(heads, q))
@@ -148,6 +150,9 @@ class Latent(AttentionPart):
         extra += (q_rank + rank + self.rope_dim) * self.qkv_bias
         per_key = 2 * heads * (self.key_dim + self.v_dim)
         return Cost(rows + extra, 2 * rows, {self.window: per_key}, {self.window: self.room(ctx).values()})
+
+    def wishes(self, ctx: BuildContext) -> Wishes:
+        return Wishes(self.key_dim, self.v_dim, False, self.window, self.softcap is not None)
 
     def room(self, ctx: BuildContext) -> Room:
         return Room(((1, self.kv_rank or 0), (1, self.rope_dim)), self.window)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from slm.cost.cost import Cost
 from slm.model.attention.backends import Scores, attend
 from slm.model.attention.base import AttentionPart, attention
+from slm.model.attention.rotation import prepared
+from slm.model.attention.scores import Wishes
 from slm.model.attention.values import ValueMix, value_mix_params
 from slm.model.axes import Axes
 from slm.model.cache import Room
@@ -87,10 +89,8 @@ class SoftmaxAttention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q_BTHK, k_BTGK = q.view(B, T, self.heads, self.head_dim), k.view(B, T, self.kv_heads, self.head_dim)
         early = not full and not self.part.qk_norm_after_position
-        if early and self.q_norm is not None and self.k_norm is not None:
-            q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
-        encoding = here.encoding
-        q_BHTK, k_BGTK = encoding.rotate(q_BTHK.transpose(1, 2)), encoding.rotate(k_BTGK.transpose(1, 2))
+        norms = (self.q_norm, self.k_norm) if early else ()
+        q_BHTK, k_BGTK = prepared(q_BTHK, k_BTGK, here.encoding, *norms)
         if not full and not early and self.q_norm is not None and self.k_norm is not None:
             q_BHTK, k_BGTK = (
                 n(t.transpose(1, 2)).transpose(1, 2) for n, t in ((self.q_norm, q_BHTK), (self.k_norm, k_BGTK))
@@ -246,6 +246,10 @@ class _Options(SoftmaxPart):
         if self.qk_norm == "each":
             return sum(sum(p.numel() for p in n.parameters()) for n in self.build_qk_norms(ctx) if n is not None)
         return 2 * kind.params(width) if self.qk_norm == "head" and both else 0
+
+    def wishes(self, ctx: BuildContext) -> Wishes:
+        width, grouped = self.rotary_dim, self.heads_ != self.groups
+        return Wishes(width, width, grouped, self.window, self.softcap is not None, self.sinks)
 
     def room(self, ctx: BuildContext) -> Room:
         return Room(((self.groups, self.rotary_dim),) * 2, self.window)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from slm.model.sequence import Here
+from slm_kernels import embedding
 
 
 class ValueMix(nn.Module):
@@ -23,7 +24,7 @@ class ValueMix(nn.Module):
     def forward(self, v_BGTK: Tensor, here: Here) -> Tensor:
         if self.weight is not None:
             B, T = here.tokens_BT.shape
-            other = nn.functional.embedding(here.tokens_BT, self.weight).view(B, T, self.heads, -1).transpose(1, 2)
+            other = embedding(here.tokens_BT, self.weight).view(B, T, self.heads, -1).transpose(1, 2)
         else:
             if here.first_values is None:
                 here.first_values = v_BGTK

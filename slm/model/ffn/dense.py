@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slm.cost.cost import Cost
 from slm.model.axes import Axes
-from slm.model.ffn.activations import ACTIVATIONS, Activation, known_activation
+from slm.model.ffn.activations import ACTIVATIONS, Activation, activate_into, known_activation
 from slm.model.ffn.base import FeedForwardPart, ffn
 from slm.model.parts import BuildContext
 from slm.model.sequence import Here
@@ -39,7 +39,7 @@ class GatedModule(nn.Module):
         gate, up = self.gate(x_BTD), self.up(x_BTD)
         if self.conv is not None:
             gate, up = self.conv(torch.cat((gate, up), -1), here).chunk(2, -1)
-        return self.down(self.act(gate) * up)  # type: ignore[no-any-return]
+        return activate_into(self.down, self.act, gate, up)
 
 
 class PlainModule(nn.Module):
@@ -58,7 +58,7 @@ class PlainModule(nn.Module):
         inner = self.up(x_BTD)
         if self.conv is not None:
             inner = self.conv(inner, here)
-        return self.down(self.act(inner))  # type: ignore[no-any-return]
+        return activate_into(self.down, self.act, inner)
 
 
 class DensePart(FeedForwardPart):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from slm.cost.cost import Cost
-from slm.model.ffn.activations import ACTIVATIONS
+from slm.model.ffn.activations import ACTIVATIONS, activate
 from slm.model.ffn.base import FeedForwardPart, ffn
 from slm.model.ffn.dense import ActivationName
 from slm.model.parts import BuildContext, refuse
@@ -55,8 +55,8 @@ class MixtureModule(nn.Module):
         return torch.zeros_like(x_ND).index_add(0, token, out_ND.to(x_ND.dtype)).view_as(x_BTD)
 
     def _expert(self, e: int, x_MD: Tensor) -> Tensor:
-        inner = self.act(nn.functional.linear(x_MD, self.gate[e])) * nn.functional.linear(x_MD, self.up[e])
-        return nn.functional.linear(inner, self.down[e])
+        gate, up = nn.functional.linear(x_MD, self.gate[e]), nn.functional.linear(x_MD, self.up[e])
+        return nn.functional.linear(activate(self.act, gate, up), self.down[e])
 
 
 @ffn.register("moe", paper="Shazeer et al. 2017, arXiv 1701.06538; Gale et al. 2022 (dropless), arXiv 2211.15841")

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from slm.model.precision import fast_bf16
-
-Coefficients = tuple[float, float, float]
+from slm_kernels import newton_schulz
+from slm_kernels.newton_schulz import Coefficients
 
 JORDAN: Coefficients = (3.4445, -4.7750, 2.0315)
 CLASSIC: Coefficients = (15 / 8, -10 / 8, 3 / 8)
@@ -40,16 +40,8 @@ SAFETY = 1.01
 
 def orthogonalise(update_NRC: Tensor, kind: str = "jordan", steps: int = 5) -> Tensor:
     """The nearest orthogonal matrices, about. Shape (N, rows, columns) in and out; inside bf16 where it is fast, else fp32."""
-    x = update_NRC.to(working_dtype(update_NRC))
-    tall = x.size(-2) > x.size(-1)
-    if tall:  # the Gram matrix of the short side is the small one
-        x = x.mT
     room = SAFETY if kind == "polar_express" else 1.0
-    x = x / (x.float().norm(dim=(-2, -1), keepdim=True) * room + 1e-7).to(x.dtype)
-    for a, b, c in polynomials(kind, steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(update_NRC.dtype)
+    return newton_schulz(update_NRC, polynomials(kind, steps), room=room, dtype=working_dtype(update_NRC))
 
 
 def working_dtype(t: Tensor) -> torch.dtype:

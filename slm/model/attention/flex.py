@@ -1,0 +1,106 @@
+"""torch's FlexAttention: a fused kernel that torch.compile writes for the scores and the mask at hand, with blocks of keys skipped that
+no query sees. On a CPU it runs plainly, without gradients: for tests.
+
+A sink is a key without a value. With lse the logarithm of the sum of exponentials that the kernel reports, leaving it in the
+denominator is a factor: exp(lse) / (exp(lse) + exp(sink)) = sigmoid(lse - sink).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from slm.model.attention.scores import Request, Scores
+from slm.model.sequence import Mask
+from slm_kernels.dispatch import unavailable
+
+KERNELS = 64
+"""Most kernels that are compiled: layers with windows of their own, training and evaluation, the last rows."""
+SMALLEST_HEAD = 16
+"""Below this the kernel's tiles are too narrow for the hardware's products."""
+
+
+def missing(device: torch.device) -> str:
+    """Why it can't run on a device."""
+    if device.type == "cuda":
+        return unavailable(device)
+    return "" if device.type == "cpu" else f"FlexAttention isn't made for {device.type}"
+
+
+def cannot(asked: Request) -> str:
+    """What of a request this can't do."""
+    if asked.device.type == "cpu" and asked.gradient:
+        return "FlexAttention has no gradient on a CPU"
+    if asked.device.type == "cuda" and min(asked.width, asked.value_width) < SMALLEST_HEAD:
+        return f"its kernels need heads of {SMALLEST_HEAD} numbers or more"
+    return ""
+
+
+def flex(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, mask: Mask, scores: Scores) -> Tensor:
+    """(B, H, T, V)."""
+    call: Any = flex_attention if _plainly(q_BHTK) else _compiled()
+    options: dict[str, Any] = {
+        "score_mod": _scored(mask, scores, k_BGSK.shape[2]),
+        "block_mask": block_mask(mask, k_BGSK.shape[2], scores.window),
+        "scale": scores.scale,
+        "enable_gqa": q_BHTK.shape[1] != k_BGSK.shape[1],
+    }
+    if scores.sinks_H is None:
+        return call(q_BHTK, k_BGSK, v_BGSV, **options)  # type: ignore[no-any-return]
+    out_BHTV, lse_BHT = call(q_BHTK, k_BGSK, v_BGSV, **options, return_lse=True)
+    kept_BHT = (lse_BHT - scores.sinks_H[:, None]).sigmoid()
+    return out_BHTV * kept_BHT[..., None].to(out_BHTV.dtype)  # type: ignore[no-any-return]
+
+
+def _plainly(q: Tensor) -> bool:
+    return q.device.type == "cpu" or torch.compiler.is_compiling()
+
+
+@cache
+def _compiled() -> Callable[..., Any]:
+    # One kernel per shape, window and formula. Beyond torch's limit of 8 it would run plainly, all scores in memory, without a word;
+    # with fullgraph it fails instead.
+    import torch._dynamo.config as config  # takes a second to import
+
+    config.recompile_limit = max(config.recompile_limit, KERNELS)
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+
+def block_mask(mask: Mask, keys: int, window: int | None) -> BlockMask:
+    """Which keys each query sees, by blocks; made once per forward pass for layers that see alike."""
+    return mask.remembered(("blocks", keys, window), lambda: _block_mask(mask, keys, window))  # type: ignore[no-any-return]
+
+
+def _block_mask(mask: Mask, keys: int, window: int | None) -> BlockMask:
+    docs_BT, before = mask.docs_BT, keys - mask.length
+
+    def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        distance = query + before - key
+        allowed = distance >= 0
+        if window is not None:
+            allowed = allowed & (distance < window)
+        return allowed if docs_BT is None else allowed & (docs_BT[b, query] == docs_BT[b, key])
+
+    rows = None if docs_BT is None else docs_BT.shape[0]
+    return create_block_mask(sees, rows, None, mask.length, keys, device=mask.device)
+
+
+def _scored(mask: Mask, scores: Scores, keys: int) -> Callable[..., Tensor] | None:
+    """What becomes of a score that is scaled already; None: nothing."""
+    cap, slopes_H, before = scores.softcap, scores.slopes_H, keys - mask.length
+    if cap is None and slopes_H is None:
+        return None
+
+    def scored(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        if cap is not None:
+            score = cap * torch.tanh(score / cap)
+        if slopes_H is not None:
+            score = score - slopes_H[h] * (query + before - key)
+        return score
+
+    return scored
