@@ -169,8 +169,9 @@ def test_a_5b_model_is_traced_in_seconds_and_nothing_is_allocated() -> None:
 
 def test_what_is_computed_again_is_not_held() -> None:
     parts = [Full(), Ops(), Every(k=2), NoRecompute()]
-    held = [
+    full, ops, every, none = [
         footprint.of_forward_backward(Model(**shape(layers=8, vocab=256)), rows=2, seq_len=256, bf16=False, device="cpu", accumulate=True, recompute=part).activations
         for part in parts
     ]  # fmt: skip
-    assert held == sorted(set(held))
+    assert full < min(ops, every)
+    assert max(ops, every) < none
