@@ -120,6 +120,8 @@ class Decoder(nn.Module):
             positions_BT = torch.arange(past, past + length, device=tokens_BT.device)[None]
         made = [Encoding(p, p.tables(positions_BT)) for p in self.positions]  # type: ignore[operator,arg-type]
         encodings = [made[i] for i in self.position_of]
+        if docs_BT is not None:
+            docs_BT = docs_BT.expand(tokens_BT.shape)
         mask = Mask(length, tokens_BT.device, docs_BT, past)
         prepare(self.attention_backend, self.config, mask, working_dtype(self.embedding.weight))
         sequence = Sequence(tokens_BT, positions_BT, mask, encodings, self.attention_backend, cache)

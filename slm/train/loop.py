@@ -236,7 +236,7 @@ class Session:
         state, course = self.state, self.course
         early = state.step < course.end
         interrupted = early and not self.world.any(self.out_of_time)
-        if early and not interrupted and state.step and not self._recorded(state.step):
+        if early and not interrupted and self.meter.counts and not self._recorded(state.step):
             self._record()
         self.save()
         self.saver.wait()

@@ -44,7 +44,7 @@ class Meter:
         self.clock = time.perf_counter()
         self.since_record = self.stalled = 0.0
         self.tokens = 0
-        self._due = False
+        self._due = self._taken = False
         self._grad_norms: dict[str, Tensor] = {}
         self._activations: dict[int, Tensor] = {}
 
@@ -52,7 +52,7 @@ class Meter:
 
     def due(self, yes: bool) -> None:
         """Whether the step that begins now will be recorded."""
-        self._due = yes
+        self._due, self._taken = yes, True
 
     def count(self, batch: Batch, nll: Tensor, kl: Tensor) -> None:
         """Add a micro-batch of this process to the sums."""
@@ -62,7 +62,7 @@ class Meter:
         sums = torch.cat([nll.detach()[None].to(wide), counted.to(self.world.device), kl.detach()[None].to(wide)])
         self.state.sums += sums.where(
             torch.isfinite(nll.detach()), 0.0
-        )  # its step is skipped, and doesn't count here either
+        )  # what is lost doesn't count; its step is skipped
 
     def _attended(self, batch: Batch) -> Tensor:
         """FLOPs that the batch's counted tokens spend on the keys they attend to: causal, within windows and documents."""
@@ -96,6 +96,11 @@ class Meter:
         self.clock = time.perf_counter()
 
     @property
+    def counts(self) -> bool:
+        """Whether a step was taken since the last record."""
+        return self._taken
+
+    @property
     def elapsed(self) -> float:
         """Seconds since the last record, or the beginning."""
         return self.since_record + time.perf_counter() - self.clock
@@ -118,7 +123,7 @@ class Meter:
         state.sums.zero_()
         self.tick()
         speed, stalled = (tokens - self.tokens) / self.since_record, self.stalled / self.since_record
-        self.tokens, self.since_record, self.stalled = tokens, 0.0, 0.0
+        self.tokens, self.since_record, self.stalled, self._taken = tokens, 0.0, 0.0, False
         counts = state.guard.read()
         return {
             "kind": "train",

@@ -75,12 +75,11 @@ def _stage_run(
     for key, value in changes.items():
         _put(plain, key, value)
     plain["name"], plain["log"]["dir"] = f"{run.name}/{name}", str(run_dir_of(run) / name)
-    steps = run.train.budget.total_steps(run.model.costs(), run.train.batch_tokens)
-    plain["train"] |= {
-        "stages": [],
-        "until": end,
-        "budget": {"steps": steps},
-    }  # the same steps, whatever a stage changes
+    plain["train"] |= {"stages": [], "until": end}
+    if (
+        run.train.budget.hours is None
+    ):  # the same steps, whatever a stage changes; hours say so themselves, and end the run
+        plain["train"]["budget"] = {"steps": run.train.budget.total_steps(run.model.costs(), run.train.batch_tokens)}
     if before is not None:
         plain["train"]["branch"] = Ancestor(trunk=before.identity, step=begin).model_dump(mode="json")
         plain["log"]["branch_from"] = str(run_dir_of(before))

@@ -58,10 +58,11 @@ def test_the_floor_is_what_the_data_sheet_allows(monkeypatch: pytest.MonkeyPatch
     gpu = torch.device("cuda")
     norm = next(iter(cases(["rms_norm"], tokens=8192, size=2, quick=False)))
     assert norm.shape == "8192 x 576"
-    assert table._floor(norm.forward, gpu) == pytest.approx(2 * 8192 * 576 * 2 / 3.35e12)
+    assert table._floor(norm.forward, gpu, torch.bfloat16) == pytest.approx(2 * 8192 * 576 * 2 / 3.35e12)
     head = next(iter(cases(["linear_cross_entropy"], tokens=8192, size=2, quick=False)))
-    assert table._floor(head.forward, gpu) == pytest.approx(2 * 8192 * 576 * 49152 / 989.4e12)
-    assert table._floor(norm.forward, torch.device("cpu")) is None
+    assert table._floor(head.forward, gpu, torch.bfloat16) == pytest.approx(2 * 8192 * 576 * 49152 / 989.4e12)
+    assert table._floor(norm.forward, torch.device("cpu"), torch.bfloat16) is None
+    assert table._floor(norm.forward, gpu, torch.float32) is None  # the data sheet is read for 16 bits
 
 
 def test_everybody_has_as_many_runs_in_turns() -> None:

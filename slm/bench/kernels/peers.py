@@ -31,7 +31,7 @@ def _norm(x: Tensor, w: Tensor) -> Any:
 def _swiglu(g: Tensor, u: Tensor) -> Any:
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction as Function
 
-    return Function.apply(g, u)
+    return Function.apply(g.clone(), u.clone())  # its backward pass writes into them
 
 
 LIGER: dict[str, Call] = {"linear_cross_entropy": _head, "rms_norm": _norm, "swiglu": _swiglu}

@@ -121,15 +121,17 @@ def _row(
     case: Case, name: str, mode: str, dtype: torch.dtype, time: Time, work: Work, device: torch.device,
     memory: int | None, error: float | None,
 ) -> Row:  # fmt: skip
-    floor = _floor(work, device)
+    floor = _floor(work, device, dtype)
     return Row(
         case.op, case.shape, name, mode, str(dtype).removeprefix("torch."), *time, work.bytes, work.flops,
         None if floor is None else 1e3 * floor / time.median, memory, error,
     )  # fmt: skip
 
 
-def _floor(work: Work, device: torch.device) -> float | None:
-    """Seconds below which the device can't do it, by its data sheet; None where that isn't known."""
+def _floor(work: Work, device: torch.device, dtype: torch.dtype) -> float | None:
+    """Seconds below which the device can't do it, by its data sheet, which is read for 16 bits; None where that isn't known."""
+    if dtype.itemsize != 2:
+        return None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     flops, moved = peak_flops(name), bandwidth(name)
     return None if flops is None or moved is None else max(work.flops / flops, work.bytes / moved)

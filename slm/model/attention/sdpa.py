@@ -46,7 +46,11 @@ def sdpa(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, mask: Mask, scores: Sco
         bias = mask.allowed(keys, scores.window)
     else:
         bias = mask.bias(keys, scores.window, scores.slopes_H, q_BHTK)
-    if q_BHTK.device.type != "cuda":
+    if bias is None or q_BHTK.device.type != "cuda":  # no bias: one new token, which sees all that is cached
         return F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSV, attn_mask=bias, **options)  # type: ignore[arg-type]
+    if options["enable_gqa"]:  # the one fused kernel that takes masks takes no groups
+        group = q_BHTK.shape[1] // k_BGSK.shape[1]
+        k_BGSK, v_BGSV = k_BGSK.repeat_interleave(group, 1), v_BGSV.repeat_interleave(group, 1)
+        options["enable_gqa"] = False
     with sdpa_kernel(MASKED):
         return F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSV, attn_mask=bias, **options)  # type: ignore[arg-type]

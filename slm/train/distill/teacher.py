@@ -89,7 +89,6 @@ def open_teacher(run: "Run", corpus: "Corpus", path: str, expected: str | None, 
             f"The teacher {given.path} was trained on {theirs.context} tokens of context, but data.seq_len is {run.data.seq_len}. Lower "
             f"data.seq_len to {theirs.context} or take another teacher."
         )
-    given.model.attention_backend = run.impl.attention
     return OnlineTeacher(given.model)
 
 
