@@ -54,7 +54,7 @@ def launch(run: Run, *, console: Console | None = None, command: str = "") -> di
         console = console if console is not None and world.main else Console(quiet=True)
         for stage in stages:
             summary = _launch(stage, world, console, command)
-            if summary["interrupted"]:
+            if summary["interrupted"] or summary["steps"] < (stage.train.until or 0):  # the hours were used up
                 break
     return summary
 

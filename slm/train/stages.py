@@ -76,9 +76,7 @@ def _stage_run(
         _put(plain, key, value)
     plain["name"], plain["log"]["dir"] = f"{run.name}/{name}", str(run_dir_of(run) / name)
     plain["train"] |= {"stages": [], "until": end}
-    if (
-        run.train.budget.hours is None
-    ):  # the same steps, whatever a stage changes; hours say so themselves, and end the run
+    if run.train.budget.hours is None:  # the same steps, whatever a stage changes; hours say so by themselves
         plain["train"]["budget"] = {"steps": run.train.budget.total_steps(run.model.costs(), run.train.batch_tokens)}
     if before is not None:
         plain["train"]["branch"] = Ancestor(trunk=before.identity, step=begin).model_dump(mode="json")
