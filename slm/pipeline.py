@@ -20,6 +20,7 @@ from rich.console import Console
 import slm
 from slm import checkpoint
 from slm.config.errors import RunError
+from slm.config.files import replace_durably
 from slm.cost.resident import peak_resident_bytes
 from slm.data.corpus import Corpus
 from slm.data.ingest.progress import Shown
@@ -204,9 +205,7 @@ def _machine(world: World) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(json.dumps(value, indent=1))
-        os.replace(partial, path)
+        replace_durably(path, json.dumps(value, indent=1).encode())
     except OSError as error:
         raise RunError(f"Can't write {path}: {error.strerror or error}.") from None

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import zstandard
 
+from slm.data.plan.documents import MemoryDocuments
 from slm.data.sources.lookalike import write_lookalike
 from slm.data.store import Split
 from slm.data.store.shard import Shard, write_shard
@@ -97,22 +98,13 @@ def log_normal(count: int, mean: float = MEAN_TOKENS, seed: int = 0) -> np.ndarr
     return np.maximum(1, draws.astype(np.int64))
 
 
-class Lengths:
+class Lengths(MemoryDocuments):
     """Documents of which only the lengths are real; their tokens repeat one stretch of numbers."""
 
     def __init__(self, lengths: np.ndarray) -> None:
         self._lengths, self._offsets = lengths, np.cumsum(lengths) - lengths
         self._tokens = np.arange(1 << 20, dtype=np.uint16)
         self.content_hash = hashlib.sha256(lengths.tobytes()).hexdigest()
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def lengths(self, first: int, last: int) -> np.ndarray:
-        return self._lengths[first:last]
-
-    def offsets(self, first: int, last: int) -> np.ndarray:
-        return self._offsets[first:last]
 
     def take(self, offset: int, length: int) -> np.ndarray:
         return self._tokens[:length]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
+
+from slm.config.files import replace_durably
 
 
 @lru_cache(maxsize=1)
@@ -32,9 +33,7 @@ def render(template: str, **values: Any) -> str:
 
 def write(path: Path, text: str) -> Path:
     """Write a page whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    replace_durably(path, text.encode())
     return path
 
 

@@ -236,7 +236,8 @@ class Session:
         state, course = self.state, self.course
         early = state.step < course.end
         interrupted = early and not self.world.any(self.out_of_time)
-        if early and not interrupted and self.meter.counts and not self._recorded(state.step):
+        unrecorded = course.tokens(state.step) > self.meter.tokens
+        if early and not interrupted and unrecorded:
             self._record()
         self.save()
         self.saver.wait()

@@ -44,7 +44,7 @@ class Meter:
         self.clock = time.perf_counter()
         self.since_record = self.stalled = 0.0
         self.tokens = 0
-        self._due = self._taken = False
+        self._due = False
         self._grad_norms: dict[str, Tensor] = {}
         self._activations: dict[int, Tensor] = {}
 
@@ -52,7 +52,7 @@ class Meter:
 
     def due(self, yes: bool) -> None:
         """Whether the step that begins now will be recorded."""
-        self._due, self._taken = yes, True
+        self._due = yes
 
     def count(self, batch: Batch, nll: Tensor, kl: Tensor) -> None:
         """Add a micro-batch of this process to the sums."""
@@ -96,11 +96,6 @@ class Meter:
         self.clock = time.perf_counter()
 
     @property
-    def counts(self) -> bool:
-        """Whether a step was taken since the last record."""
-        return self._taken
-
-    @property
     def elapsed(self) -> float:
         """Seconds since the last record, or the beginning."""
         return self.since_record + time.perf_counter() - self.clock
@@ -123,7 +118,7 @@ class Meter:
         state.sums.zero_()
         self.tick()
         speed, stalled = (tokens - self.tokens) / self.since_record, self.stalled / self.since_record
-        self.tokens, self.since_record, self.stalled, self._taken = tokens, 0.0, 0.0, False
+        self.tokens, self.since_record, self.stalled = tokens, 0.0, 0.0
         counts = state.guard.read()
         return {
             "kind": "train",

@@ -6,11 +6,11 @@ A resumed run first cuts the log back to its checkpoint, so that every step is t
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from slm.config.errors import RunError
+from slm.config.files import replace_durably, sync
 
 
 class MetricsLog:
@@ -34,8 +34,7 @@ class MetricsLog:
     def flush(self) -> None:
         """Wait until all records are on the disk: before a checkpoint that relies on them."""
         try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            sync(self._file)
         except OSError as error:
             raise RunError(
                 f"Can't write {self.path}: {error.strerror}. Checkpoints written before stay valid."
@@ -52,9 +51,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def write_metrics(path: Path, records: list[dict[str, Any]]) -> None:
     """Write a metrics file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in records))
-    os.replace(partial, path)
+    replace_durably(path, "".join(json.dumps(record) + "\n" for record in records).encode())
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
