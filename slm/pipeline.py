@@ -7,7 +7,6 @@ training goes on from its newest checkpoint, and finishing is done again from th
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from rich.console import Console
 
 import slm
 from slm import checkpoint
+from slm.config.cores import usable_cores
 from slm.config.errors import RunError
 from slm.config.files import replace_durably
 from slm.cost.resident import peak_resident_bytes
@@ -196,7 +196,7 @@ def _machine(world: World) -> dict[str, Any]:
     name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
     return {
         "device": f"{name} ({torch.get_num_threads()} threads)" if world.device.type == "cpu" else name,
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "slm": slm.__version__,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import slm
+from slm.config.cores import usable_cores
 
 PACKAGES = (
     "numpy", "torch", "pyarrow", "tokenizers", "tiktoken", "gigatoken", "datatrove", "grain", "transformers", "accelerate", "litgpt"
@@ -21,7 +22,7 @@ def machine() -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": usable_cores(),
         "memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
         "load": list(os.getloadavg()),
         "system": platform.platform(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +10,7 @@ from slm.bench.corpus import Work
 from slm.bench.jobs import run_job
 from slm.bench.loading import ROWS, SEQ_LEN
 from slm.bench.results import Result, Target, result
+from slm.config.cores import usable_cores
 
 GROWTH = 10
 FLAT = 1.25
@@ -21,7 +21,7 @@ def run(work: Work) -> Iterator[Result]:
     """The most memory of a process and its children, in GiB, and by how much it grows."""
     sizes = (work.mb, GROWTH * work.mb)
     tokenised = [_tokenised(work, mb) for mb in sizes]
-    yield from _results("tokenise", f"MB of text, workers={os.cpu_count() or 1}", sizes, tokenised)
+    yield from _results("tokenise", f"MB of text, workers={usable_cores()}", sizes, tokenised)
     for mb in sizes:
         work.token_store(mb)
         _loaded(work, mb)  # the packing is made and kept
@@ -43,7 +43,7 @@ def _tokenised(work: Work, mb: float) -> dict[str, Any]:
     text, tokenizer = str(work.text(mb)), str(work.tokenizer())
     with tempfile.TemporaryDirectory(prefix="out-", dir=work.root) as folder:
         return run_job(
-            "tokenise", text=text, tokenizer=tokenizer, out=f"{folder}/out", backend="auto", workers=os.cpu_count() or 1
+            "tokenise", text=text, tokenizer=tokenizer, out=f"{folder}/out", backend="auto", workers=usable_cores()
         )
 
 

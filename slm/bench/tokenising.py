@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,6 +12,7 @@ from slm.bench.corpus import Work
 from slm.bench.jobs import run_job
 from slm.bench.machine import version
 from slm.bench.results import Result, Target, result
+from slm.config.cores import usable_cores
 from slm.config.errors import RunError
 from slm.data.tokenizer import Tokenizer, why_not
 
@@ -26,7 +26,7 @@ def run(work: Work) -> Iterator[Result]:
     opened = Tokenizer.from_bytes(tokenizer.read_bytes())
     backends = {name: why_not(opened, name) for name in TARGETS}
     peer = "datatrove" if version("datatrove") and version("orjson") else None  # its reader of JSON lines needs orjson
-    for workers in sorted({1, os.cpu_count() or 1}):
+    for workers in sorted({1, usable_cores()}):
         contestants: dict[str, Callable[[], Timing]] = {}
         for name, missing in backends.items():
             if not missing:

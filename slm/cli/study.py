@@ -54,15 +54,14 @@ def plan(file: File, json: JsonFlag = False) -> None:
 
 def run(file: File, jobs: Jobs = None, json: JsonFlag = False) -> None:
     """Make all runs that aren't finished, then report."""
-    import os
-
+    from slm.config.cores import usable_cores
     from slm.data.prepare import prepare
     from slm.study.plan import plan_study, read_study
     from slm.study.report import write_report
     from slm.study.runner import run_study
 
     study = read_study(file)
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     jobs = jobs or min(2, cores)
     runs = plan_study(study, threads=max(1, cores // jobs))
     out = console(json)

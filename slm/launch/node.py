@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from slm.config.cores import usable_cores
 from slm.config.errors import RESUMABLE
 
 STOPS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
@@ -68,7 +69,7 @@ def run_workers(command: Sequence[str], processes: int, place: Place | None = No
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     place = place or Place()
-    cores = int(os.environ.get("SLURM_CPUS_ON_NODE") or os.cpu_count() or 1)
+    cores = int(os.environ.get("SLURM_CPUS_ON_NODE") or usable_cores())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "60")  # mirrors may still be sending their last records
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it would say is said below

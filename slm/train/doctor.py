@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import time
 from typing import Any
 
 import torch
 
+from slm.config.cores import usable_cores
 from slm.cost.device import peak_flops
 from slm.model.attention.backends import BACKENDS, Request, choose, supported
 from slm.train.parallel.world import pick_device
@@ -33,7 +33,7 @@ def examine() -> dict[str, Any]:
         _check("torch", torch.__version__),
         _check("device (auto)", _device_name(device)),
         _check("bf16 peak", _peak(device)),
-        _check("cores / threads", f"{os.cpu_count()} / {torch.get_num_threads()}"),
+        _check("cores / threads", f"{usable_cores()} / {torch.get_num_threads()}"),
         *_attention(device),
         *_kernels(device),
         *_cpu_speed(),

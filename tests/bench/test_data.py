@@ -50,7 +50,7 @@ def test_a_missing_peer_is_said_and_nothing_guessed(work: Path, monkeypatch: pyt
 
 @pytest.mark.slow
 def test_tokenising_and_memory(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     found = run(work, "tokenise", "memory")
     for name, one in found.items():
         if one.value is None:
@@ -61,7 +61,7 @@ def test_tokenising_and_memory(work: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_backends_that_disagree_are_no_result(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter((100, 101))
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     monkeypatch.setattr(tokenising, "version", lambda name: "1")
     monkeypatch.setattr(tokenising, "why_not", lambda tokenizer, name: "" if name == "hf" else "left out")
     monkeypatch.setattr(tokenising, "run_job", lambda name, **_: {"wall": 1.0, "cpu": 1.0, "amount": next(counts)})

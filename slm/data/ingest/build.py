@@ -16,6 +16,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from slm.config.cores import usable_cores
 from slm.config.errors import ConfigError, RunError
 from slm.config.files import locked, replace_durably, sync_directory
 from slm.config.identity import differences
@@ -134,7 +135,7 @@ class _Build:
         """Processes: one per core by default, a single one for little text."""
         if self._workers is not None:
             return self._workers
-        return 1 if self.input_bytes < SMALL else os.cpu_count() or 1
+        return 1 if self.input_bytes < SMALL else usable_cores()
 
     def run(self) -> None:
         if not self.units:
@@ -191,8 +192,8 @@ class _Build:
             index = self.work / "evaluation-sets.index"
             if not index.exists():
                 self.curation.decontaminate.build().save(index)
-        threads = (os.cpu_count() or 1) if self.workers == 1 else 1  # several processes are the parallelism
-        job = Job(self.sources, tuple(self.units), self.curation, tokenizer.to_bytes(), self.backend, threads, index)
+        threads = usable_cores() if self.workers == 1 else 1  # several processes are the parallelism
+        job = Job(self.sources, tuple(self.units), self.curation, tokenizer, self.backend, threads, index)
         self.progress.stage("tokenising", self.input_bytes)
         if self.engine is not None:
             self.engine(replace(job, threads=1), self.work)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from slm.config.cores import usable_cores
 from slm.config.errors import ConfigError, suggest
 from slm.data.curate.decontaminate import Decontaminate, EvalSet
 from slm.data.curate.quality import Quality
@@ -75,5 +75,5 @@ def engine_of(name: str, tasks: int, workers: int | None, settings: dict[str, An
         raise ConfigError(f"--engine {name}: there is no such engine. {suggest(name, names)}")
     if name == "pool":
         return None
-    count = workers or os.cpu_count() or 1
+    count = workers or usable_cores()
     return partial(run_units, cast(EngineName, name), tasks=tasks, workers=count, settings=settings)

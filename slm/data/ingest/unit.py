@@ -59,7 +59,7 @@ class Job:
     units: tuple[tuple[int, Unit], ...]
     """(which source, which unit of it), in order."""
     curation: Curation
-    tokenizer: bytes
+    tokenizer: Tokenizer
     backend: BackendName = "auto"
     threads: int = 1
     index: Path | None = None
@@ -76,7 +76,7 @@ class Workshop:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        tokenizer = Tokenizer.from_bytes(job.tokenizer)
+        tokenizer = job.tokenizer
         self.dtype = token_dtype(tokenizer.vocab_size)
         self.encoder = Verified(backend(tokenizer, job.backend, job.threads))
         self.screen = Screen(job.curation, Index.load(job.index) if job.index else None)

@@ -47,12 +47,12 @@ class Verified(Encoder):
     Call `start` before a file's documents. A mismatch is a `RunError`: two libraries that disagree, if only on one
     document, make a store whose tokens the model's users won't reproduce. The tokenizer is so much slower that in a small
     file 256 documents would take longer than all the rest: of a file whose size is known it checks no more than a
-    hundredth, but always 16 documents.
+    two-hundredth, but always 16 documents.
     """
 
     DOCUMENTS: ClassVar[int] = 256
     LEAST: ClassVar[int] = 16
-    SHARE: ClassVar[float] = 0.01
+    SHARE: ClassVar[float] = 0.005
 
     def __init__(self, encoder: Encoder, documents: int = DOCUMENTS) -> None:
         self.encoder, self.documents = encoder, documents

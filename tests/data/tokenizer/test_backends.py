@@ -333,7 +333,7 @@ def test_only_the_first_documents_of_every_file_are_verified(bpe: Tokenizer) -> 
         verified.encode_batch(TEXTS)
 
 
-def test_of_a_small_file_a_hundredth_is_verified_but_always_some_documents(bpe: Tokenizer) -> None:
+def test_of_a_small_file_a_two_hundredth_is_verified_but_always_some_documents(bpe: Tokenizer) -> None:
     texts = ["abc " * 25] * 40
 
     def passes(wrong: int, size: int | None) -> bool:
@@ -348,8 +348,8 @@ def test_of_a_small_file_a_hundredth_is_verified_but_always_some_documents(bpe: 
 
     assert not passes(15, 4000)  # the last of 16
     assert passes(16, 4000)
-    assert not passes(29, 300_000)  # a hundredth are 30 documents of 100 characters
-    assert passes(30, 300_000)
+    assert not passes(29, 600_000)  # a two-hundredth are 30 documents of 100 characters
+    assert passes(30, 600_000)
     assert not passes(39, None)
 
 
