@@ -1,5 +1,5 @@
 # make demo   train a small model from nothing and show what came out
-# make test   the whole test suite
+# make test   the test suite without what takes long; make test-slow: the rest
 PYTHON ?= python3
 VENV := .venv
 WORKERS ?= 2  # processes that share the tests out, a file at a time
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 INPUTS := pyproject.toml constraints.txt hatch_build.py
 
-.PHONY: demo test test-fast lint format wheel clean
+.PHONY: demo test test-slow lint format wheel clean
 
 demo: $(VENV)/.user
 	$(BIN)/slm train quickstart
@@ -15,10 +15,10 @@ demo: $(VENV)/.user
 	@echo "Open runs/quickstart/report.html in a browser. The commands above are in $(BIN); activate it with: . $(BIN)/activate"
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile
-
-test-fast: $(VENV)/.dev
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -19,10 +19,12 @@ from slm.data.plan.stages import resolve_mixture, spans_of
 from slm.data.plan.timeline import NEVER
 from slm.data.prepare import missing, open_corpus, store_paths
 from slm.export.targets import choose, why_not
+from slm.model.config import Model
 from slm.run import Run
 from slm.train import footprint
 from slm.train.budget import Resolved
 from slm.train.course import Course, resolved
+from slm.train.given import given_config
 from slm.train.parallel.world import pick_device
 from slm.train.stages import stage_runs
 
@@ -53,7 +55,8 @@ def plan_run(run: Run, recipe: str, *, device: str | None = None, processes: int
     )
     sources = _sources(run, course)
     target, reasons = choose(run.model)
-    on_device = _on_device(name, memory["per_rank_bytes"], budget.flops, world)
+    teacher = _teacher_flops(run, budget.tokens)
+    on_device = _on_device(name, memory["per_rank_bytes"], budget.flops + teacher, world)
     return {
         "recipe": recipe,
         "identity": run.identity,
@@ -65,6 +68,7 @@ def plan_run(run: Run, recipe: str, *, device: str | None = None, processes: int
         "steps": budget.steps,
         "batch_tokens": run.train.batch_tokens,
         "flops_total": budget.flops,
+        "flops_teacher": teacher,
         "processes": world,
         "micro_batch": rows,
         "memory": memory,
@@ -80,7 +84,6 @@ def plan_run(run: Run, recipe: str, *, device: str | None = None, processes: int
             *_batch_warnings(run, world),
             *_data_warnings(run, sources, budget),
             *_fit_warnings(on_device),
-            *_teacher_warnings(run),
         ],
         "notes": list(run.notes),
     }
@@ -114,7 +117,7 @@ def _memory(run: Run, costs: ModelCost, rows: int, world: int, device: str) -> d
         run.model,
         rows=rows,
         seq_len=run.data.seq_len,
-        bf16=run.train.precision == "bf16",
+        precision=run.train.precision,
         device=device,
         accumulate=accumulates,
         attention=run.impl.attention,
@@ -123,8 +126,33 @@ def _memory(run: Run, costs: ModelCost, rows: int, world: int, device: str) -> d
     state, workspace = footprint.of_step(run.model, run.train.optim)
     if run.train.ema is not None:
         state += BYTES * costs.params["unique"]
-    step = StepMemory(costs.params["unique"], state, held.activations, held.gradients, workspace, accumulates)
-    return training_bytes(step, device=device, shards=run.impl.parallel.shards(world) if world > 1 else 1)
+    parallel, spread = run.impl.parallel, world > 1
+    gathered = parallel.gathered_bytes(*footprint.of_units(run.model), accumulates=accumulates) if spread else 0
+    step = StepMemory(
+        costs.params["unique"], state, held.activations, held.gradients, workspace, accumulates, gathered,
+        _teacher_bytes(run, rows),
+    )  # fmt: skip
+    return training_bytes(step, device=device, shards=parallel.shards(world) if spread else 1)
+
+
+def _teacher(run: Run) -> Model | None:
+    """The shape of a teacher that reads every batch; None if there is none."""
+    distill = run.train.distill
+    return given_config(distill.teacher) if distill and distill.cache is None and distill.teacher else None
+
+
+def _teacher_bytes(run: Run, rows: int) -> int:
+    """Its weights, and what goes into its head: all that stays while the student learns."""
+    if (teacher := _teacher(run)) is None:
+        return 0
+    said = rows * run.data.seq_len * teacher.dim * (4 if run.train.precision == "fp32" else 2)
+    return BYTES * teacher.costs().params["unique"] + said
+
+
+def _teacher_flops(run: Run, tokens: float) -> float:
+    """Of its forward passes."""
+    teacher = _teacher(run)
+    return tokens * teacher.costs().flops_per_token["forward"] if teacher else 0.0
 
 
 def _on_device(name: str | None, needed: int, flops: float, world: int) -> dict[str, Any]:
@@ -244,12 +272,6 @@ def _data_warnings(run: Run, sources: list[dict[str, Any]], budget: Resolved) ->
     if budget.steps < 10:
         found.append(f"only {budget.steps} steps: the warm-up and the decay of the schedule can't do their work.")
     return found
-
-
-def _teacher_warnings(run: Run) -> list[str]:
-    if run.train.distill is None or run.train.distill.cache is not None:
-        return []
-    return ["the teacher's weights and its forward pass are counted neither in memory nor in FLOPs."]
 
 
 def _fit_warnings(on_device: dict[str, Any]) -> list[str]:

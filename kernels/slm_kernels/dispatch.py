@@ -22,6 +22,8 @@ from torch import Tensor
 
 from slm_kernels._triton import INTERPRETED, MISSING
 
+GRAPHS = 64
+"""Most graphs of an op: other ranks, strides, options; training and evaluation."""
 IMPLEMENTATIONS = ("auto", "triton", "torch", "compile")
 _log = logging.getLogger("slm_kernels")
 _default = {"impl": "auto"}
@@ -65,7 +67,7 @@ class Op:
             return self.triton(*args, **kwargs)
         if choice.impl == "compile" and not torch.compiler.is_compiling():
             if self.compiled is None:
-                self.compiled = torch.compile(self.torch)
+                self.compiled = _compiled(self.torch)
             return self.compiled(*args, **kwargs)
         return self.torch(*args, **kwargs)
 
@@ -91,6 +93,15 @@ class Op:
             why_not = "torch.compile fuses the plain operations as well"
         why_not = why_not or self.why_slow(*args, **kwargs)
         return Choice("torch", why_not) if why_not else Choice("triton", "it can do this")
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Through torch.compile, as one graph or with an error: beyond 8 graphs, or around what it can't trace, torch would run it plainly
+    without a word."""
+    import torch._dynamo.config as config  # takes a second to import
+
+    config.recompile_limit = max(config.recompile_limit, GRAPHS)
+    return torch.compile(function, fullgraph=True)
 
 
 OPS: dict[str, Op] = {}

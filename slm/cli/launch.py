@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from slm.cli.asked import BranchFrom, Profile, as_overrides, branched
 from slm.cli.output import JsonFlag, Overrides, Recipe, console, emit_json
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be started, and start nothing.")]
@@ -22,6 +23,8 @@ def register(app: typer.Typer) -> None:
 def local(
     recipe: Recipe,
     overrides: Overrides = None,
+    branch_from: BranchFrom = None,
+    profile: Profile = 0,
     gpus: Annotated[
         int | None, typer.Option(min=1, help="Processes, one per GPU; by default one for every GPU here.")
     ] = None,
@@ -34,8 +37,9 @@ def local(
     """
     from slm.launch.node import run_workers
 
-    _plan(recipe, overrides or [])
-    command = ["-m", "slm", "train", recipe, *(overrides or [])]
+    given = as_overrides(overrides, branch_from, profile)
+    _plan(recipe, given)
+    command = ["-m", "slm", "train", recipe, *given]
     processes = gpus or _gpus_here()
     typer.echo(shlex.join(["torchrun", "--standalone", "--nproc-per-node", str(processes), *command]))
     if not dry_run:
@@ -45,6 +49,8 @@ def local(
 def slurm(
     recipe: Recipe,
     overrides: Overrides = None,
+    branch_from: BranchFrom = None,
+    profile: Profile = 0,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs, hence processes, of each node.")] = 1,
     time: Annotated[
@@ -69,14 +75,15 @@ def slurm(
     from slm.launch.slurm import Job, script, submit
     from slm.train.rundir import run_dir_of
 
-    run, line = _plan(recipe, overrides or [], quiet=json or dry_run)
+    given = as_overrides(overrides, branch_from, profile)
+    run, line = _plan(recipe, given, quiet=json or dry_run)
     run_dir = run_dir_of(run).absolute()
     job = Job(
         run.name, nodes, gpus_per_node, time, partition, account, qos, cpus_per_task, grace,
         {key: value if given else None for key, given, value in (s.partition("=") for s in sbatch or [])},
         tuple(setup or []),
     )  # fmt: skip
-    text = script(job, recipe, overrides or [], run_dir)
+    text = script(job, recipe, given, run_dir)
     if dry_run:
         emit_json({"plan": line, "script": text}) if json else typer.echo(text, nl=False)
         return
@@ -95,9 +102,10 @@ def _plan(recipe: str, overrides: list[str], quiet: bool = False) -> tuple[Any, 
     from slm.run import Run
 
     composed = compose(recipe, overrides, schema=Run)
-    plan = plan_run(composed.config, recipe)
+    run = branched(composed.config)
+    plan = plan_run(run, recipe)
     line = (
-        f"{composed.config.name}: {si(plan['params']['unique'])} parameters, {si(plan['tokens'])} tokens "
+        f"{run.name}: {si(plan['params']['unique'])} parameters, {si(plan['tokens'])} tokens "
         f"({plan['tokens_per_param']:.3g} per parameter), {plan['steps']:,} steps of {si(plan['batch_tokens'])} tokens"
     )
     unmade = ", ".join(source["source"] for source in plan["data"] if source["tokens"] is None)
@@ -109,7 +117,7 @@ def _plan(recipe: str, overrides: list[str], quiet: bool = False) -> tuple[Any, 
     out = console(quiet)
     for text in [*composed.notes, line, *(f"Warning: {w}" for w in warnings)]:
         out.print(text, markup=False, soft_wrap=True)
-    return composed.config, line
+    return run, line
 
 
 def _gpus_here() -> int:

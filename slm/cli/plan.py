@@ -63,7 +63,9 @@ def _memory(plan: dict[str, Any]) -> list[list[str]]:
     rows = [
         ["weights", memory["weights"]],
         ["optimiser state", memory["optimizer"]],
+        *([["the teacher", memory["teacher"]]] if memory["teacher"] else []),
         ["gradients" if memory["gradients"] else "gradients (none yet when most is held)", memory["gradients"]],
+        *([["put together of what is sharded", memory["gathered"]]] if memory["gathered"] else []),
         [f"{temporary} (micro-batch of {plan['micro_batch']} rows)", memory["activations"]],
         ["allowance for the framework", memory["framework"]],
         ["all", memory["per_rank_bytes"]],

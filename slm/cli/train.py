@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from slm.cli.asked import BranchFrom, Profile, as_overrides, branched
 from slm.cli.output import JsonFlag, Overrides, Recipe, console, emit_json
 from slm.config.errors import RESUMABLE
 
@@ -18,15 +19,8 @@ def register(app: typer.Typer) -> None:
 def train(
     recipe: Recipe,
     overrides: Overrides = None,
-    branch_from: Annotated[
-        str | None,
-        typer.Option(
-            "--branch-from",
-            metavar="CKPT",
-            help="Begin with a trunk's checkpoint, and decay: train.schedule.decay=10%.",
-        ),
-    ] = None,
-    profile: Annotated[int, typer.Option("--profile", metavar="N", min=0, help="Profile N steps.")] = 0,
+    branch_from: BranchFrom = None,
+    profile: Profile = 0,
     multirun: Annotated[bool, typer.Option("-m", "--multirun", help="Run every combination of a=1,2 b=x,y.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -34,11 +28,7 @@ def train(
     from slm.config.compose import compose, expand_sweep
     from slm.run import Run
 
-    given = overrides or []
-    if branch_from is not None:  # train.decay is short for what a branch is all about
-        given = [
-            o.replace("train.decay=", "train.schedule.decay=", 1) if o.startswith("train.decay=") else o for o in given
-        ]
+    given = as_overrides(overrides, branch_from, profile)
     combinations = expand_sweep(given) if multirun else [given]
     composed = [compose(recipe, c, schema=Run) for c in combinations]  # all of them, before the first one starts
     summaries = []
@@ -47,13 +37,7 @@ def train(
         if len(combinations) > 1:
             swept = ",".join(o for o, g in zip(combination, given, strict=True) if o != g).replace("/", ".")
             run = run.with_(name=f"{run.name}/{swept}", notes=run.notes)
-        if (trunk := branch_from or run.log.branch_from) is not None:
-            from slm.train.branching import branch
-
-            run = branch(run, trunk)
-        if profile:
-            run = run.with_(log=run.log.with_(profile=profile))
-        summaries.append(_launch(run, one.notes, json))
+        summaries.append(_launch(branched(run), one.notes, json))
     if json:
         emit_json(summaries[0] if len(summaries) == 1 else {"runs": summaries})
 

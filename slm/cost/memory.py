@@ -35,6 +35,10 @@ class StepMemory:
     """What the optimiser's step needs for a moment."""
     accumulates: bool
     """A step has several micro-batches: at the highest moment the gradients of the earlier ones are there as well."""
+    gathered: int = 0
+    """What a sharded model has put together at the highest moment of forward and backward."""
+    teacher: int = 0
+    """Weights of a teacher, whole in every process, and what it says of a micro-batch."""
 
 
 def training_bytes(step: StepMemory, *, device: str, shards: int = 1) -> dict[str, int | str]:
@@ -42,15 +46,21 @@ def training_bytes(step: StepMemory, *, device: str, shards: int = 1) -> dict[st
 
     Args:
         device: its type.
-        shards: processes among which weights, gradients and optimiser state are divided. What a sharded model gathers for the block
-            at work comes on top, and isn't counted here.
+        shards: processes among which weights, gradients and optimiser state are divided. Gradients of earlier micro-batches are not
+            divided: they stay whole until the last one's are averaged with them, so that processes talk once a step.
     """
     weights, optimizer = -(-BYTES * step.params // shards), -(-step.optimizer // shards)
-    gradients = weights if step.accumulates else -(-step.gradients // shards)
+    gradients = BYTES * step.params if step.accumulates else -(-step.gradients // shards)
     moments = {
-        "backward": {"gradients": gradients, "activations": step.activations},
-        "step": {"gradients": weights, "activations": -(-step.step_workspace // shards)},
+        "backward": {"gradients": gradients, "gathered": step.gathered, "activations": step.activations},
+        "step": {"gradients": weights, "gathered": 0, "activations": -(-step.step_workspace // shards)},
     }
     peak = max(moments, key=lambda moment: sum(moments[moment].values()))
-    parts = {"weights": weights, "optimizer": optimizer, **moments[peak], "framework": FRAMEWORK[device]}
+    parts = {
+        "weights": weights,
+        "optimizer": optimizer,
+        "teacher": step.teacher,
+        **moments[peak],
+        "framework": FRAMEWORK[device],
+    }
     return {**parts, "per_rank_bytes": sum(parts.values()), "peak": peak}

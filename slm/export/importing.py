@@ -40,20 +40,25 @@ def read_directory(path: Path) -> Imported:
         ConfigError: no such directory, a model type or a setting that slm doesn't have.
         RunError: tensors are missing, left over, damaged or of another shape.
     """
-    whole = read_json(path / "config.json")
-    config = text_config(whole)
-    family = family_of(str(config.get("model_type")))
-    try:
-        model = family.read(config)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    family, model = read_config(path)
     tensors = read_tensors(path)
-    if config is not whole:
+    whole = read_json(path / "config.json")
+    if text_config(whole) is not whole:
         tensors = text_tensors(tensors)
     try:
         return Imported(load(family, model, tensors), family, next(iter(tensors.values())).dtype)
     except RunError as error:
         raise RunError(f"{path}: {error}") from None
+
+
+def read_config(path: Path) -> tuple[Family, Model]:
+    """Family and shape of a directory's model, without its weights. Raises `ConfigError` as `read_directory`."""
+    config = text_config(read_json(path / "config.json"))
+    family = family_of(str(config.get("model_type")))
+    try:
+        return family, family.read(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def load(family: Family, config: Model, tensors: Mapping[str, Tensor]) -> Decoder:

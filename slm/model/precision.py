@@ -1,4 +1,4 @@
-"""Arithmetic precision: fp32 weights, matrix products in fp32 or bf16."""
+"""Arithmetic precision: fp32 weights, matrix products in fp32 or bf16 (and those of linear layers in fp8: `slm.train.float8`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Context in which matrix products run in ``precision`` ("fp32" or "bf16"); weights and sums stay fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    """Context in which matrix products run in ``precision`` ("fp32", or "bf16", which is also what "fp8" leaves to itself);
+    weights and sums stay fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision != "fp32")
 
 
 def working_dtype(like: torch.Tensor) -> torch.dtype:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from slm.model.cache import Cache, LayerCache
@@ -20,7 +21,8 @@ from slm.model.position.base import Position, Tables
 
 @dataclass
 class Mask:
-    """Who may attend to whom: earlier tokens of the same document, within a window. ``past``: tokens before these."""
+    """Who may attend to whom: earlier tokens of the same document, within a window. ``past``: tokens before these. The tokens of a
+    document stand together in ``docs_BT``."""
 
     length: int
     device: torch.device
@@ -35,6 +37,15 @@ class Mask:
     def plain_causal(self, window: int | None) -> bool:
         """Whether "causal" says it all."""
         return self.docs_BT is None and self.past == 0 and (window is None or window >= self.length)
+
+    def document_begins(self) -> Tensor:
+        """(B, T), whether a document begins at a token. For a mask with documents."""
+        assert self.docs_BT is not None
+        return F.pad(self.docs_BT[:, 1:] != self.docs_BT[:, :-1], (1, 0), value=True)
+
+    def document_starts(self) -> Tensor:
+        """(B, T), int64: where the document of each token begins."""
+        return torch.where(self.document_begins(), torch.arange(self.length, device=self.device), 0).cummax(1).values
 
     def distance(self, keys: int) -> Tensor:
         """(T, S): how many tokens key s stands before query t; the last key is the last query. Negative: after it."""

@@ -66,9 +66,9 @@ class Train(Config):
     """The trunk that this run left; `slm train --branch-from` sets it."""
     ema: Averaging | None = None
     """A running average of the weights beside them: evaluations use it, checkpoints hold both; None: none."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
     """Arithmetic of the matrix products; weights, optimiser state and statistics stay fp32. auto: bf16 where the device
-    has instructions for it, else fp32. It is settled when the run is composed, so the identity holds what is computed."""
+    has instructions for it, else fp32. fp8: bf16, and 8 bits in the blocks' linear layers (`slm.train.float8`). It is settled when the run is composed, so the identity holds what is computed."""
     init_from: str | None = None
     """Start from these weights instead of random ones: a run, a checkpoint, or a Hugging Face directory of the same shape. Weights
     only; optimisers, schedule and data start afresh."""

@@ -28,8 +28,11 @@ from torch.utils._pytree import tree_leaves
 
 from slm.model.config import Model
 from slm.model.decoder import Decoder
+from slm.model.precision import autocast
+from slm.train import float8
 from slm.train.optim.base import OptimPart
 from slm.train.optim.steps.guarded import init_state
+from slm.train.parallel.modes import units_of
 from slm.train.recompute import NoRecompute, RecomputePart
 from slm.train.state import named_parameters
 
@@ -55,12 +58,13 @@ class Footprint:
 
 
 def of_forward_backward(
-    model: Model, *, rows: int, seq_len: int, bf16: bool, device: str, accumulate: bool, attention: str = "auto",
+    model: Model, *, rows: int, seq_len: int, precision: str, device: str, accumulate: bool, attention: str = "auto",
     recompute: RecomputePart | None = None,
 ) -> Footprint:  # fmt: skip
     """The footprint of one micro-batch of ``rows`` x ``seq_len`` tokens.
 
     Args:
+        precision: as ``train.precision``, settled.
         device: type of the device it will run on.
         accumulate: gradients of an earlier micro-batch are there from the beginning; they are the caller's to count.
         attention: backend, as ``impl.attention``.
@@ -69,7 +73,7 @@ def of_forward_backward(
 
     def trace(config: Model) -> list[Footprint]:
         backend = _backend(model, attention, device)
-        return _trace(config, rows, seq_len, bf16, device, accumulate, backend, recompute or NoRecompute())
+        return _trace(config, rows, seq_len, precision, device, accumulate, backend, recompute or NoRecompute())
 
     period = recompute.period if recompute is not None else 1
     first = -(-LEAST_DEPTH // period) * period
@@ -99,11 +103,24 @@ def of_step(model: Model, optim: OptimPart) -> tuple[int, int]:
         return sum(t.numel() * t.itemsize for t in state), _higher(counter.peaks).activations
 
 
+def of_units(model: Model) -> tuple[int, list[int]]:
+    """(parameters outside of what a sharded model puts together at a time, parameters of each such unit)."""
+    with FakeTensorMode():
+        decoder = Decoder(model)
+        taken: set[int] = set()
+        units = []
+        for unit in units_of(decoder):  # inner ones first: what they hold isn't their block's
+            own = [p for p in unit.parameters() if id(p) not in taken]
+            taken |= {id(p) for p in own}
+            units.append(sum(p.numel() for p in own))
+        return sum(p.numel() for p in decoder.parameters() if id(p) not in taken), units
+
+
 def _trace(
     model: Model,
     rows: int,
     seq_len: int,
-    bf16: bool,
+    precision: str,
     device: str,
     accumulate: bool,
     backend: str,
@@ -112,6 +129,8 @@ def _trace(
     with FakeTensorMode():
         decoder = Decoder(model)
         decoder.attention_backend = backend
+        if precision == "fp8":
+            float8.apply(decoder)
         if not recompute.needs_compile:
             recompute.apply(decoder)
         if accumulate:
@@ -120,11 +139,11 @@ def _trace(
         tokens_BT = torch.zeros(rows, seq_len, dtype=torch.int64)
         positions_BT, docs_BT = torch.zeros_like(tokens_BT), torch.zeros_like(tokens_BT)
         there = [*decoder.parameters(), *(p.grad for p in decoder.parameters() if p.grad is not None)]
-        product = torch.bfloat16 if bf16 else torch.float32
+        product = torch.float32 if precision == "fp32" else torch.bfloat16
         with _Counter(there, decoder.loss_workspace(rows * seq_len, product, device)) as counter:
             if not accumulate:
                 counter.tell_gradients(decoder)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            with autocast(torch.device("cpu"), precision):
                 sums = decoder.training_loss(tokens_BT, tokens_BT, positions_BT=positions_BT, docs_BT=docs_BT)
             (sums.loss * 0.5).backward()
         return counter.peaks

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from slm.checkpoint import restore
+from slm.checkpoint import describe, resolve, restore
 from slm.checkpoint.fingerprint import is_hugging_face, weights_hash
 from slm.config.errors import ConfigError
+from slm.model.config import Model
 from slm.model.decoder import Decoder
 
 
@@ -47,6 +48,20 @@ def open_given(path: str, expected: str | None, field: str, *, device: torch.dev
     file = Path(path) / "tokenizer.json"
     model = read_directory(Path(path)).model.to(device).eval()
     return Given(model, file.read_bytes() if file.is_file() else None, Path(path))
+
+
+def given_config(path: str) -> Model:
+    """The shape of the model that `open_given` would load.
+
+    Raises:
+        ConfigError: a model that slm can't read.
+        RunError: nothing there.
+    """
+    if not is_hugging_face(Path(path)):
+        return Model(**describe(resolve(path))[0]["model"])
+    from slm.export.importing import read_config
+
+    return read_config(Path(path))[1]
 
 
 def load_given(model: Decoder, path: str, expected: str | None) -> None:

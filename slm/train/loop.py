@@ -103,7 +103,7 @@ class Session:
             )
         loader = Loader(plan, self.course.batches.rows[-1], rank=world.rank, world=world.size, say=progress.say)
         self.attention = told(explain(
-            run.impl.attention, run.model, world.device, torch.bfloat16 if run.train.precision == "bf16" else torch.float32,
+            run.impl.attention, run.model, world.device, torch.float32 if run.train.precision == "fp32" else torch.bfloat16,
             run.data.seq_len, compiling=run.impl.compile != "none",
         ))  # fmt: skip
         self.state: TrainState = build(run, corpus, loader, self.course, world)

@@ -19,7 +19,7 @@ from slm.data.loader import Loader
 from slm.model.classes import classify
 from slm.model.decoder import Decoder
 from slm.model.init import describe_tensor
-from slm.train import compiling
+from slm.train import compiling, float8
 from slm.train.averaging import Ema
 from slm.train.course import Course
 from slm.train.distill.loss import loss_module
@@ -99,6 +99,8 @@ def build(run: "Run", corpus: Corpus, loader: Loader, course: Course, world: Wor
         load_given(model, run.train.init_from, run.train.init_from_hash)  # else the weights come from a checkpoint
     model = model.to(world.device)
     model.attention_backend = run.impl.attention
+    if run.train.precision == "fp8":
+        float8.apply(model)
     run.impl.recompute.apply(model)
     objective = loss_module(run, model, corpus, loader.plan, course.total_rows)
     spread = run.impl.parallel.spread(compiling.apply(objective, model, run.impl.compile), model, world)

@@ -121,7 +121,7 @@ def test_tensors_on_two_devices_are_refused() -> None:
 
 def test_compile_runs_the_torch_implementation_compiled(monkeypatch) -> None:
     calls = []
-    monkeypatch.setattr(torch, "compile", lambda f: lambda *a: calls.append(f) or f(*a))
+    monkeypatch.setattr(torch, "compile", lambda f, fullgraph: lambda *a: calls.append(f) or f(*a))
     op = OPS["rms_norm"]
     monkeypatch.setattr(op, "compiled", None)
     x = torch.randn(2, 4)

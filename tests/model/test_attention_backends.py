@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
 
 from slm.config.errors import ConfigError
 from slm.model.attention import backends, flash, flex, routing, sdpa
@@ -110,6 +111,40 @@ def test_a_whole_model_by_flex(name: str) -> None:
         wanted = decoder_of(name, "matmul")(ids(), docs_BT=DOCS[:, :24].cpu())
         found = decoder_of(name, "flex")(ids(), docs_BT=DOCS[:, :24].cpu())
     torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 1, 5, 130, 1000])
+@pytest.mark.parametrize(("length", "past"), [(1, 0), (40, 0), (128, 0), (300, 0), (512, 0), (7, 200), (256, 131)])
+@pytest.mark.parametrize("documents", ["none", "one", "few", "many"])
+def test_blocks_are_those_that_asking_every_pair_gives(
+    documents: str, length: int, past: int, window: int | None
+) -> None:
+    if past and documents != "none":
+        pytest.skip("documents and a cache can't be combined")
+    often = {"none": 0.0, "one": 0.0, "few": 0.01, "many": 0.3}[documents]
+    generator = torch.Generator().manual_seed(length)
+    docs = (torch.rand(3, length, generator=generator) < often).cumsum(1)
+    mask, keys = Mask(length, CPU, None if documents == "none" else docs, past), length + past
+    found = flex.block_mask(mask, keys, window)
+    wanted = create_block_mask(found.mask_mod, None if documents == "none" else 3, None, length, keys, device="cpu")
+    assert found.shape == wanted.shape
+    for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+    for name in ("kv_indices", "full_kv_indices", "q_indices", "full_q_indices"):
+        assert _used(found, name) == _used(wanted, name), name
+    pairs = (
+        create_mask(found.mask_mod, 3, None, length, keys, device="cpu")
+        if documents != "none"
+        else create_mask(found.mask_mod, None, None, length, keys, device="cpu")
+    )
+    allowed = mask.allowed(keys, window)
+    assert torch.equal(pairs, torch.ones_like(pairs) if allowed is None else allowed)
+
+
+def _used(mask: BlockMask, name: str) -> list[list[int]]:
+    """The numbers of blocks that count; what stands behind them in each list doesn't."""
+    counts = getattr(mask, name.replace("indices", "num_blocks")).flatten().tolist()
+    return [row[:n] for row, n in zip(getattr(mask, name).flatten(0, 2).tolist(), counts, strict=True)]
 
 
 def test_masks_for_flex_are_made_once_and_a_graph_finds_them() -> None:

@@ -114,6 +114,23 @@ def test_blocks_of_kernels_compile_as_one_graph() -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_every_op_of_a_model_compiles_as_one_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """impl.kernels=compile. Traced only: code is the compiler's matter."""
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile(f, backend="aot_eager", **options))
+    for op in slm_kernels.dispatch.OPS.values():
+        monkeypatch.setattr(op, "compiled", None)
+    model = model_of(name)
+    plain = trained(model, "torch")
+    torch._dynamo.reset()
+    slm_kernels.forget()
+    assert_same(trained(model, "compile"), plain)
+    torch._dynamo.reset()
+    ran = {op for op, choices in slm_kernels.chosen().items() if Choice("compile", "asked for") in choices}
+    assert RUN[name] <= ran
+
+
 def test_on_a_cpu_a_model_runs_plain_operations_and_says_why() -> None:
     slm_kernels.forget()
     trained(model_of("canon").cpu() if DEVICE == "cpu" else model_of("canon"), "auto" if DEVICE == "cpu" else "torch")

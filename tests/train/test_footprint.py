@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from slm.model.attention.softmax import GroupedQuery
 from slm.model.config import Model
 from slm.train import footprint
 from slm.train.optim import optim
+from slm.train.parallel import ParallelPart, parallel
 from slm.train.recompute import Every, Full, NoRecompute, Ops, RecomputePart
 from slm.train.state import named_parameters
 
@@ -89,15 +91,16 @@ def measured(case: dict[str, Any]) -> int:
     return int(done.stdout)
 
 
-def predicted(case: dict[str, Any]) -> dict[str, Any]:
+def predicted(case: dict[str, Any], spread: ParallelPart | None = None) -> dict[str, Any]:
     model, accumulates = Model(**case["model"]), case["micro_batches"] > 1
     held = footprint.of_forward_backward(
-        model, rows=case["rows"], seq_len=case["seq_len"], bf16=case["precision"] == "bf16", device="cpu", accumulate=accumulates
+        model, rows=case["rows"], seq_len=case["seq_len"], precision=case["precision"], device="cpu", accumulate=accumulates
     )  # fmt: skip
     state, workspace = footprint.of_step(model, optim.parse(case["optim"]))
     params = model.costs().params["unique"]
-    step = StepMemory(params, state, held.activations, held.gradients, workspace, accumulates)
-    return training_bytes(step, device="cpu")
+    gathered = spread.gathered_bytes(*footprint.of_units(model), accumulates=accumulates) if spread else 0
+    step = StepMemory(params, state, held.activations, held.gradients, workspace, accumulates, gathered)
+    return training_bytes(step, device="cpu", shards=spread.shards(2) if spread else 1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="how an allocator gives memory back is arranged for glibc")
@@ -114,13 +117,13 @@ def test_equal_blocks_are_extended_exactly(accumulate: bool, recompute: Recomput
     options = {
         "rows": 2,
         "seq_len": 64,
-        "bf16": True,
+        "precision": "bf16",
         "device": "cuda",
         "accumulate": accumulate,
         "recompute": recompute,
     }
     short = footprint.of_forward_backward(model, **options)  # type: ignore[arg-type]
-    whole = footprint._higher(footprint._trace(model, 2, 64, True, "cuda", accumulate, "sdpa", recompute))
+    whole = footprint._higher(footprint._trace(model, 2, 64, "bf16", "cuda", accumulate, "sdpa", recompute))
     assert short == whole
 
 
@@ -147,7 +150,7 @@ def test_more_rows_hold_more_and_bf16_holds_less() -> None:
 
     def bytes_of(rows: int, bf16: bool) -> int:
         return footprint.of_forward_backward(
-            model, rows=rows, seq_len=1024, bf16=bf16, device="cuda", accumulate=True
+            model, rows=rows, seq_len=1024, precision="bf16" if bf16 else "fp32", device="cuda", accumulate=True
         ).activations
 
     assert 1.8 < bytes_of(16, True) / bytes_of(8, True) < 2.0
@@ -158,9 +161,11 @@ def test_a_5b_model_is_traced_in_seconds_and_nothing_is_allocated() -> None:
     from slm.cost.resident import peak_resident_bytes
 
     model = Model(dim=3072, layers=40, vocab=65536, context=4096, attention=GroupedQuery(heads=24, kv_heads=6))
-    footprint.of_forward_backward(Model(**shape()), rows=1, seq_len=32, bf16=True, device="cuda", accumulate=True)
+    footprint.of_forward_backward(
+        Model(**shape()), rows=1, seq_len=32, precision="bf16", device="cuda", accumulate=True
+    )
     before, began = peak_resident_bytes(), time.process_time()
-    held = footprint.of_forward_backward(model, rows=1, seq_len=4096, bf16=True, device="cuda", accumulate=True)
+    held = footprint.of_forward_backward(model, rows=1, seq_len=4096, precision="bf16", device="cuda", accumulate=True)
     footprint.of_step(model, optim.parse("adamw"))
     assert time.process_time() - began < 15  # about 3 s
     assert held.activations > 10 << 30
@@ -170,8 +175,78 @@ def test_a_5b_model_is_traced_in_seconds_and_nothing_is_allocated() -> None:
 def test_what_is_computed_again_is_not_held() -> None:
     parts = [Full(), Ops(), Every(k=2), NoRecompute()]
     full, ops, every, none = [
-        footprint.of_forward_backward(Model(**shape(layers=8, vocab=256)), rows=2, seq_len=256, bf16=False, device="cpu", accumulate=True, recompute=part).activations
+        footprint.of_forward_backward(Model(**shape(layers=8, vocab=256)), rows=2, seq_len=256, precision="fp32", device="cpu", accumulate=True, recompute=part).activations
         for part in parts
     ]  # fmt: skip
     assert full < min(ops, every)
     assert max(ops, every) < none
+
+
+SHARDED_STEPS = """
+import json, sys, torch, torch.distributed as dist
+from slm.cost.resident import peak_resident_bytes
+from slm.model.config import Model
+from slm.model.decoder import Decoder
+from slm.model.precision import autocast
+from slm.train.objective import LossModule
+from slm.train.optim import optim
+from slm.train.optim.steps.shards import local
+from slm.train.parallel import parallel
+from slm.train.parallel.world import join_world
+from slm.train.state import named_parameters
+case = json.loads(sys.argv[1])
+torch.set_num_threads(1)
+model, rows, length = Model(**case["model"]), case["rows"], case["seq_len"]
+positions, docs = torch.arange(length).expand(rows, length), torch.zeros(rows, length, dtype=torch.int64)
+with join_world("cpu") as world:
+    dist.all_reduce(torch.zeros(1))
+    decoder = Decoder(model).init_weights(0)
+    spread = parallel.parse(case["parallel"]).spread(LossModule(decoder), decoder, world)
+    optimizers = optim.parse(case["optim"]).build(named_parameters(decoder))
+    torch.zeros(1)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak begins anew: the whole model that was cut is gone
+    before = peak_resident_bytes() - sum(local(p).numel() * 4 for p in decoder.parameters())
+    for _ in range(2):
+        for micro in range(case["micro_batches"]):
+            tokens = torch.randint(0, model.vocab, (rows, length))
+            with autocast(tokens.device, case["precision"]):
+                loss, *_ = spread.module(tokens, tokens, positions, docs)
+            if micro < case["micro_batches"] - 1:
+                with spread.accumulating():
+                    loss.backward()
+            else:
+                loss.backward()
+        for optimizer in optimizers:
+            optimizer.found_inf, optimizer.grad_scale = torch.zeros(()), None
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    if world.main:
+        print("growth", peak_resident_bytes() - before)
+"""
+
+
+SHARDED = {
+    "fsdp": case(shape(dim=512, layers=6, ffn={"name": "swiglu", "hidden": 1408}), rows=1, parallel="fsdp"),
+    "a large head": case(shape(vocab=65536), rows=1, parallel="fsdp"),
+    "kept whole": case(shape(dim=512, layers=6, ffn={"name": "swiglu", "hidden": 1408}), rows=1, parallel={"name": "fsdp", "reshard": False}),
+    "micro-batches": case(shape(dim=512, layers=6, ffn={"name": "swiglu", "hidden": 1408}), rows=1, parallel="fsdp", micro_batches=2),
+    "ddp": case(shape(dim=512, layers=6, ffn={"name": "swiglu", "hidden": 1408}), rows=1, parallel="ddp"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="how an allocator gives memory back is arranged for glibc")
+@pytest.mark.parametrize("name", SHARDED)
+def test_a_plan_for_two_processes_is_near_what_each_takes(name: str, tmp_path: Path) -> None:
+    case = SHARDED[name]
+    (tmp_path / "steps.py").write_text(SHARDED_STEPS)
+    env = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "steps.py"), json.dumps(case)], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    growth = int(done.stdout.split("growth")[1])
+    plan = predicted(case, parallel.parse(case["parallel"]))
+    assert plan["per_rank_bytes"] == pytest.approx(growth, rel=0.15), plan

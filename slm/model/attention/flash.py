@@ -176,8 +176,7 @@ def borders_of(mask: Mask, rows: int = 0) -> Tensor:
     def made() -> Tensor:
         if mask.docs_BT is None:
             return torch.arange(0, (rows + 1) * mask.length, mask.length, dtype=torch.int32, device=mask.device)
-        new_BT = F.pad(mask.docs_BT[:, 1:] != mask.docs_BT[:, :-1], (1, 0), value=True)
-        starts = new_BT.flatten().nonzero()[:, 0]
-        return F.pad(starts, (0, 1), value=new_BT.numel()).to(torch.int32)
+        begins_BT = mask.document_begins()
+        return F.pad(begins_BT.flatten().nonzero()[:, 0], (0, 1), value=begins_BT.numel()).to(torch.int32)
 
     return mask.remembered(("borders", rows), made)  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from slm.model.attention.scores import Request, Scores
 from slm.model.sequence import Mask
@@ -21,6 +21,8 @@ from slm_kernels.dispatch import unavailable
 
 KERNELS = 64
 """Most kernels that are compiled: layers with windows of their own, training and evaluation, the last rows."""
+BLOCK = 128
+"""Queries, and keys, of a block: torch's own."""
 SMALLEST_HEAD = 16
 """Below this the kernel's tiles are too narrow for the hardware's products."""
 
@@ -77,17 +79,60 @@ def block_mask(mask: Mask, keys: int, window: int | None) -> BlockMask:
 
 
 def _block_mask(mask: Mask, keys: int, window: int | None) -> BlockMask:
-    docs_BT, before = mask.docs_BT, keys - mask.length
+    """Which blocks of keys some query of a block sees, and which all of them see entirely.
+
+    Every query sees one stretch of keys, from the beginning of its document or window to itself, and neither end ever goes back from
+    one query to the next. So the first and the last query of a block say all about it, and nothing of the size of the scores is
+    made; torch's `create_block_mask` asks about every pair, gigabytes for a long row.
+    """
+    before, device = keys - mask.length, mask.device
+    place_T = torch.arange(mask.length, device=device, dtype=torch.int32) + before
+    lowest_BT = mask.document_starts().int() if mask.docs_BT is not None else torch.zeros_like(place_T)[None]
+    if window is not None:
+        lowest_BT = torch.maximum(lowest_BT, place_T - (window - 1))
+    sees = _with_documents(lowest_BT) if mask.docs_BT is not None else _within(window, before)
+    first = torch.arange(0, mask.length, BLOCK, device=device)
+    last = (first + BLOCK - 1).clamp(max=mask.length - 1)
+    key_first = torch.arange(0, keys, BLOCK, device=device)
+    key_last = (key_first + BLOCK - 1).clamp(max=keys - 1)
+    seen_BQK = (key_last >= lowest_BT[:, first, None]) & (key_first <= place_T[last, None])
+    whole_BQK = (key_first >= lowest_BT[:, last, None]) & (key_last <= place_T[first, None])
+    whole_BQK &= (key_first + BLOCK <= keys) & (
+        first[:, None] + BLOCK <= mask.length
+    )  # a block beyond an end isn't one
+    return BlockMask.from_kv_blocks(
+        *_listed(seen_BQK & ~whole_BQK),
+        *_listed(whole_BQK),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=sees,
+        seq_lengths=(mask.length, keys),
+    )
+
+
+def _with_documents(lowest_BT: Tensor) -> Callable[..., Tensor]:
+    """Whether a query sees a key, for rows of documents; ``lowest_BT``: the first key that each query sees."""
+
+    def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (key >= lowest_BT[b, query])
+
+    return sees
+
+
+def _within(window: int | None, before: int) -> Callable[..., Tensor]:
+    """The same without documents, where arithmetic says it all; ``before``: keys before the first query."""
 
     def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         distance = query + before - key
-        allowed = distance >= 0
-        if window is not None:
-            allowed = allowed & (distance < window)
-        return allowed if docs_BT is None else allowed & (docs_BT[b, query] == docs_BT[b, key])
+        return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
-    rows = None if docs_BT is None else docs_BT.shape[0]
-    return create_block_mask(sees, rows, None, mask.length, keys, device=mask.device)
+    return sees
+
+
+def _listed(blocks_BQK: Tensor) -> tuple[Tensor, Tensor]:
+    """(how many blocks of keys each block of queries has, their numbers first in each list), int32 with an axis for heads."""
+    counts_BQ = blocks_BQK.sum(-1, dtype=torch.int32)
+    numbers_BQK = blocks_BQK.int().argsort(dim=-1, descending=True, stable=True).int()
+    return counts_BQ[:, None].contiguous(), numbers_BQK[:, None].contiguous()
 
 
 def _scored(mask: Mask, scores: Scores, keys: int) -> Callable[..., Tensor] | None:

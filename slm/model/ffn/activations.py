@@ -60,9 +60,10 @@ def activate(act: Activation, x: Tensor, up: Tensor | None = None) -> Tensor:
 def activate_into(down: nn.Linear, act: Activation, x: Tensor, up: Tensor | None = None) -> Tensor:
     """down(act(x)), or down(act(x) * up); by one op that doesn't keep what goes into ``down``, where there is a kernel.
 
-    A linear layer that somebody watches (pruning reads what goes into it) is called as a module.
+    A linear layer that somebody watches (pruning reads what goes into it), or that computes otherwise, is called as a module.
     """
-    name, watched = KERNELS.get(act), down._forward_hooks or down._forward_pre_hooks
+    name = KERNELS.get(act)
+    watched = down._forward_hooks or down._forward_pre_hooks or type(down) is not nn.Linear
     if name is not None and not watched and fused("activation_linear", x, down.weight, up, down.bias, name, False):
         return activation_linear(x, down.weight, up, down.bias, act=name)
     return down(activate(act, x, up))  # type: ignore[no-any-return]

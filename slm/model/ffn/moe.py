@@ -25,6 +25,7 @@ class MixtureModule(nn.Module):
     """See the module's text. Experts are stacked: (experts, out, in)."""
 
     param_classes = {"gate": "matrix", "up": "matrix", "down": "matrix"}
+    keeps_precision = ("router",)
     graph_breaks = "the host reads how many tokens each expert gets"
 
     def __init__(self, part: "Mixture", ctx: BuildContext) -> None:

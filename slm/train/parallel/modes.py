@@ -11,7 +11,7 @@ One process alone is spread over nothing, whatever the part.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -58,6 +58,16 @@ class ParallelPart(Part):
         """Into how many pieces weights, gradients and optimiser state are cut among ``size`` processes."""
         return 1
 
+    def gathered_bytes(self, root: int, units: Sequence[int], *, accumulates: bool) -> int:
+        """Bytes of what is put together of a sharded model at the highest moment of a backward pass.
+
+        Args:
+            root: parameters outside of `units_of`, such as the embedding.
+            units: parameters of each unit.
+            accumulates: whole gradients of earlier micro-batches are there already, and are the caller's to count.
+        """
+        return 0
+
 
 parallel = Registry("parallel", ParallelPart)
 ParallelSlot = Annotated[ParallelPart, parallel.field()]
@@ -78,7 +88,10 @@ class Replicate(ParallelPart):
         from torch.nn.parallel import DistributedDataParallel
 
         ids = [world.device.index] if world.device.type == "cuda" else None
-        return Replicated(DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False))
+        # gradients live in the buckets that are sent, not in a second copy
+        return Replicated(
+            DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        )
 
 
 class Sharded(Spread):
@@ -115,6 +128,12 @@ class ShardedPart(ParallelPart):
     def mesh(self, world: "World") -> Any:
         """The processes as a device mesh; its last dimension is the one that is sharded along."""
         raise NotImplementedError
+
+    def gathered_bytes(self, root: int, units: Sequence[int], *, accumulates: bool) -> int:
+        """The root's weights and gradients, from the first to the last moment; and of the units two at a time, one at work and one
+        that is on its way, or without ``reshard`` all. Gradients are sent as fp32."""
+        weight, gradient, most = (2 if self.gather == "bf16" else 4), (0 if accumulates else 4), max(units, default=0)
+        return weight * (root + (2 * most if self.reshard else sum(units))) + gradient * (root + 2 * most)
 
     def _spread(self, module: "nn.Module", decoder: "Decoder", world: "World") -> Spread:
         import torch

@@ -30,6 +30,7 @@ from slm.data.tokenizer.backends import FAST
 from slm.data.tokenizer.byte_pairs import byte_level
 from slm.data.tokenizer.fast import has_unassigned
 from slm.data.tokenizer.hf_file import byte_alphabet
+from slm.data.tokenizer.with_tiktoken import RARE_SPACES, Tiktoken, has_wide_space
 
 Read = Callable[..., Tokenizer]
 TEXT = st.lists(
@@ -117,6 +118,37 @@ def test_same_ids_on_every_character(name: str) -> None:
 @given(texts=TEXT)
 def test_same_ids_on_any_text(name: str, texts: list[str]) -> None:
     same(sharp(name), texts)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama3", "qwen35", "gpt4o"])
+@settings(deadline=None)
+@given(
+    words=st.lists(
+        st.tuples(
+            st.sampled_from(["a", "A1", "!", "'s", "é٣", "ǅ./", "1234", ""]),
+            st.sampled_from([" ", "\n", "\r\n", " \n", "\n ", "\n\n", "\r", ""]),
+        )
+    )
+)
+def test_same_ids_without_looking_ahead(name: str, words: list[tuple[str, str]]) -> None:
+    pytest.importorskip("tiktoken")
+    text = "".join(word + space for word, space in words)
+    encoder = encoder_of(sharp(name), "tiktoken")
+    assert isinstance(encoder, Tiktoken)
+    assert encoder.simple is not encoder.inner
+    if not has_wide_space(text):
+        assert encoder.simple.encode_ordinary(text) == sharp(name).encode(text)
+
+
+def test_white_space_side_by_side_needs_to_look_ahead() -> None:
+    pytest.importorskip("tiktoken")
+    spaces = [chr(c) for c in range(0x110000) if chr(c).isspace() and not 0x1C <= c <= 0x1F]  # Unicode's White_Space
+    assert {c for c in spaces if c not in " \r\n"} == set("".join(RARE_SPACES))
+    assert all(has_wide_space(f"a{c}b") for c in spaces if c not in " \r\n")
+    encoder = encoder_of(sharp("qwen2"), "tiktoken")
+    assert isinstance(encoder, Tiktoken)
+    assert encoder.simple.encode_ordinary("a  b") != sharp("qwen2").encode("a  b")
+    assert encoder_of(sharp("gpt2"), "tiktoken").simple is encoder_of(sharp("gpt2"), "tiktoken").inner  # type: ignore[attr-defined]
 
 
 @settings(deadline=None)
