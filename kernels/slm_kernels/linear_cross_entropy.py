@@ -183,7 +183,7 @@ def workspace_bytes(N: int, V: int, D: int, dtype: torch.dtype, device: str) -> 
 
     ``device``: its type, as in `CHUNK`.
     """
-    rows = chunk_rows(N, V * dtype.itemsize, None, device)
+    rows = min(N, chunk_rows(N, V * dtype.itemsize, None, device))
     cast = 0 if dtype == torch.float32 else V * D * dtype.itemsize
     return rows * V * dtype.itemsize + cast
 

@@ -54,7 +54,7 @@ class Footprint:
     def along(self, other: "Footprint", steps: float) -> "Footprint":
         """This, and ``steps`` times what ``other`` has more."""
         a, g = other.activations - self.activations, other.gradients - self.gradients
-        return Footprint(round(self.activations + steps * a), round(self.gradients + steps * g))
+        return Footprint(round(self.activations + steps * a), max(0, round(self.gradients + steps * g)))
 
 
 def of_forward_backward(

@@ -130,10 +130,10 @@ class ShardedPart(ParallelPart):
         raise NotImplementedError
 
     def gathered_bytes(self, root: int, units: Sequence[int], *, accumulates: bool) -> int:
-        """The root's weights and gradients, from the first to the last moment; and of the units two at a time, one at work and one
-        that is on its way, or without ``reshard`` all. Gradients are sent as fp32."""
+        """The root's weights, from the first to the last moment, and of the units two at a time, one at work and one that is on its
+        way, or without ``reshard`` all; with the gradients of two units, which are sent as fp32."""
         weight, gradient, most = (2 if self.gather == "bf16" else 4), (0 if accumulates else 4), max(units, default=0)
-        return weight * (root + (2 * most if self.reshard else sum(units))) + gradient * (root + 2 * most)
+        return weight * (root + (2 * most if self.reshard else sum(units))) + gradient * 2 * most
 
     def _spread(self, module: "nn.Module", decoder: "Decoder", world: "World") -> Spread:
         import torch
