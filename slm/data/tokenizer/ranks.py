@@ -26,15 +26,14 @@ def ranks_of(tokenizer: HuggingFace) -> dict[bytes, int] | str:
     """
     chars = {c: b for b, c in hf_file.byte_alphabet().items()}
     added = set(hf_file.plain_added(tokenizer.spec))
-    spelled = {
-        token: bytes([chars[c] for c in token]) for token in tokenizer.spec["model"]["vocab"] if token not in added
-    }
     vocab = sorted(tokenizer.spec["model"]["vocab"].items(), key=lambda item: item[1])
-    ranks = {spelled[token]: i for token, i in vocab if i not in tokenizer.special_ids and token not in added}
+    own = [(token, i) for token, i in vocab if i not in tokenizer.special_ids and token not in added]
+    spelled = {token: bytes([chars[c] for c in token]) for token, _ in own}
+    ranks = {spelled[token]: i for token, i in own}
     place: dict[tuple[int, int], int] = {}
     for number, (a, b) in enumerate(hf_file.merge_pairs(tokenizer.spec)):
         if a in spelled and b in spelled:
-            place.setdefault((ranks.get(spelled[a], -1), ranks.get(spelled[b], -1)), number)
+            place.setdefault((ranks[spelled[a]], ranks[spelled[b]]), number)
     parts, last = _two_parts(ranks), -1
     for token, rank in ranks.items():
         if len(token) > 1:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from typing import ClassVar
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -36,18 +37,31 @@ class Tiktoken(Fast):
     package: ClassVar[str] = "tiktoken"
 
     def __init__(self, tokenizer: Tokenizer, threads: int = 1) -> None:
-        import tiktoken
-
         super().__init__(tokenizer, threads)
         assert isinstance(tokenizer, HuggingFace)
-        ranks, patterns = ranks_of(tokenizer), hf_file.split_patterns(tokenizer.spec)
-        assert isinstance(ranks, dict)
+        patterns = hf_file.split_patterns(tokenizer.spec)
         assert patterns is not None
-        self.inner = tiktoken.Encoding("slm", pat_str=patterns[0], mergeable_ranks=ranks, special_tokens={})
-        self.simple = self.inner
-        if patterns[0].endswith(LOOKING_AHEAD):
-            pattern = patterns[0].removesuffix(LOOKING_AHEAD) + PLAIN
-            self.simple = tiktoken.Encoding("slm", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        self.pattern = patterns[0]
+
+    @cached_property
+    def whole(self) -> Any:
+        """tiktoken with the whole pattern. Made when it is first needed: it has a copy of the vocabulary."""
+        return self._encoding(self.pattern)
+
+    @cached_property
+    def simple(self) -> Any:
+        """tiktoken without the look ahead; None where the pattern doesn't end in `LOOKING_AHEAD`."""
+        if not self.pattern.endswith(LOOKING_AHEAD):
+            return None
+        return self._encoding(self.pattern.removesuffix(LOOKING_AHEAD) + PLAIN)
+
+    def _encoding(self, pattern: str) -> Any:
+        import tiktoken
+
+        assert isinstance(self.tokenizer, HuggingFace)
+        ranks = ranks_of(self.tokenizer)
+        assert isinstance(ranks, dict)
+        return tiktoken.Encoding("slm", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
     @classmethod
     def why_not(cls, tokenizer: Tokenizer) -> str:
@@ -69,7 +83,10 @@ class Tiktoken(Fast):
     def _fast(self, texts: Sequence[str]) -> list[np.ndarray]:
         if self.tokenizer.normal_form:  # of assigned characters, NFC is the same in all versions of Unicode
             texts = [unicodedata.normalize(self.tokenizer.normal_form, text) for text in texts]  # type: ignore[arg-type]
-        return [as_array((self.inner if has_wide_space(text) else self.simple).encode_ordinary(text)) for text in texts]
+        return [as_array(self._encoding_for(text).encode_ordinary(text)) for text in texts]
+
+    def _encoding_for(self, text: str) -> Any:
+        return self.whole if self.simple is None or has_wide_space(text) else self.simple
 
 
 def has_wide_space(text: str) -> bool:
