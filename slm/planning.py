@@ -10,7 +10,7 @@ import numpy as np
 
 from slm.config.errors import ConfigError, SlmError, suggest
 from slm.cost.cost import ModelCost
-from slm.cost.device import MEMORY, memory_bytes, peak_flops
+from slm.cost.device import MEMORY, WITHOUT_FP8, memory_bytes, peak_flops
 from slm.cost.memory import BYTES, StepMemory, training_bytes
 from slm.data.config import Member
 from slm.data.plan import Horizon
@@ -84,6 +84,7 @@ def plan_run(run: Run, recipe: str, *, device: str | None = None, processes: int
             *_batch_warnings(run, world),
             *_data_warnings(run, sources, budget),
             *_fit_warnings(on_device),
+            *_precision_warnings(run, name),
         ],
         "notes": list(run.notes),
     }
@@ -113,6 +114,7 @@ def _rows(run: Run, world: int) -> int:
 def _memory(run: Run, costs: ModelCost, rows: int, world: int, device: str) -> dict[str, Any]:
     """Bytes by kind for one process."""
     accumulates = run.train.batch_tokens // run.data.seq_len // world > rows
+    parallel = run.impl.parallel
     held = footprint.of_forward_backward(
         run.model,
         rows=rows,
@@ -122,17 +124,17 @@ def _memory(run: Run, costs: ModelCost, rows: int, world: int, device: str) -> d
         accumulate=accumulates,
         attention=run.impl.attention,
         recompute=run.impl.recompute,
+        bf16_weights=world > 1 and parallel.rounds_weights,
     )
     state, workspace = footprint.of_step(run.model, run.train.optim)
     if run.train.ema is not None:
         state += BYTES * costs.params["unique"]
-    parallel, spread = run.impl.parallel, world > 1
-    gathered = parallel.gathered_bytes(*footprint.of_units(run.model), accumulates=accumulates) if spread else 0
+    exchange = parallel.exchange_bytes(*footprint.of_units(run.model), accumulates=accumulates) if world > 1 else 0
     step = StepMemory(
-        costs.params["unique"], state, held.activations, held.gradients, workspace, accumulates, gathered,
-        _teacher_bytes(run, rows),
+        costs.params["unique"], state, held.activations, held.gradients, workspace, accumulates, exchange,
+        buckets=world > 1 and not parallel.sharded, teacher=_teacher_bytes(run, rows),
     )  # fmt: skip
-    return training_bytes(step, device=device, shards=parallel.shards(world) if spread else 1)
+    return training_bytes(step, device=device, shards=parallel.shards(world) if world > 1 else 1)
 
 
 def _teacher(run: Run) -> Model | None:
@@ -142,17 +144,16 @@ def _teacher(run: Run) -> Model | None:
 
 
 def _teacher_bytes(run: Run, rows: int) -> int:
-    """Its weights, and what goes into its head: all that stays while the student learns."""
+    """Its weights, and what goes into its head, which is fp32."""
     if (teacher := _teacher(run)) is None:
         return 0
-    said = rows * run.data.seq_len * teacher.dim * (4 if run.train.precision == "fp32" else 2)
-    return BYTES * teacher.costs().params["unique"] + said
+    return BYTES * (teacher.costs().params["unique"] + rows * run.data.seq_len * teacher.dim)
 
 
 def _teacher_flops(run: Run, tokens: float) -> float:
     """Of its forward passes."""
     teacher = _teacher(run)
-    return tokens * teacher.costs().flops_per_token["forward"] if teacher else 0.0
+    return tokens * teacher.costs(run.data.seq_len).flops_per_token["forward"] if teacher else 0.0
 
 
 def _on_device(name: str | None, needed: int, flops: float, world: int) -> dict[str, Any]:
@@ -272,6 +273,12 @@ def _data_warnings(run: Run, sources: list[dict[str, Any]], budget: Resolved) ->
     if budget.steps < 10:
         found.append(f"only {budget.steps} steps: the warm-up and the decay of the schedule can't do their work.")
     return found
+
+
+def _precision_warnings(run: Run, device: str | None) -> list[str]:
+    if run.train.precision == "fp8" and device is not None and any(known in device for known in WITHOUT_FP8):
+        return [f"{device} has no 8-bit products (train.precision=fp8): the run will be refused."]
+    return []
 
 
 def _fit_warnings(on_device: dict[str, Any]) -> list[str]:

@@ -65,7 +65,7 @@ class Op:
             _note(self.name, choice)
         if choice.impl == "triton":
             return self.triton(*args, **kwargs)
-        if choice.impl == "compile" and not torch.compiler.is_compiling():
+        if choice.impl == "compile" and not torch.compiler.is_compiling() and not _watched():
             if self.compiled is None:
                 self.compiled = _compiled(self.torch)
             return self.compiled(*args, **kwargs)
@@ -93,6 +93,11 @@ class Op:
             why_not = "torch.compile fuses the plain operations as well"
         why_not = why_not or self.why_slow(*args, **kwargs)
         return Choice("torch", why_not) if why_not else Choice("triton", "it can do this")
+
+
+def _watched() -> bool:
+    """Whether somebody counts or records operations, who wants to see them: torch compiles nothing then."""
+    return torch._C._len_torch_dispatch_stack() > 0
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:

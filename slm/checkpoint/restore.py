@@ -17,6 +17,7 @@ from slm.config.errors import ConfigError, RunError
 if TYPE_CHECKING:
     import torch
 
+    from slm.model.config import Model
     from slm.model.decoder import Decoder
 
 
@@ -45,23 +46,13 @@ def restore(path: Path | str, *, device: "torch.device | str" = "cpu") -> Restor
         RunError: no checkpoint there, or a damaged one.
         ConfigError: the model uses a part that this installation doesn't know (a plugin, perhaps).
     """
-    import pydantic
-
-    from slm.model.config import Model
     from slm.model.decoder import Decoder
 
     found = resolve(path)
     averaged = specs(found, AVERAGE)
     checkpoint = load(found, groups=(AVERAGE if averaged else "model",))
     config = yaml.safe_load(checkpoint.config)
-    try:
-        model = Decoder(Model(**config["model"]))
-    except pydantic.ValidationError as error:
-        raise explain(error, Model, "model") from None
-    except ConfigError as error:
-        plugins = config.get("plugins")
-        hint = f" The run used plugins {plugins}: pass --plugins to load them." if plugins else ""
-        raise ConfigError(f"{checkpoint.path}: {error}{hint}") from None
+    model = Decoder(shape_of(config, checkpoint.path))
     weights = (
         {n.removesuffix("/ema"): t for n, t in checkpoint.groups[AVERAGE].items() if n.endswith("/ema")}
         if averaged
@@ -69,6 +60,22 @@ def restore(path: Path | str, *, device: "torch.device | str" = "cpu") -> Restor
     )
     load_weights(model, weights, checkpoint.path)
     return Restored(model.to(device).eval(), config, checkpoint.tokenizer, checkpoint.state, checkpoint.path)
+
+
+def shape_of(config: Mapping[str, Any], where: Path) -> "Model":
+    """The model of a resolved experiment. Raises `ConfigError` if it uses a part that this installation doesn't know."""
+    import pydantic
+
+    from slm.model.config import Model
+
+    try:
+        return Model(**config["model"])
+    except pydantic.ValidationError as error:
+        raise explain(error, Model, "model") from None
+    except ConfigError as error:
+        plugins = config.get("plugins")
+        hint = f" The run used plugins {plugins}: pass --plugins to load them." if plugins else ""
+        raise ConfigError(f"{where}: {error}{hint}") from None
 
 
 def load_weights(model: "Decoder", weights: "dict[str, torch.Tensor]", where: Path) -> None:

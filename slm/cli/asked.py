@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,17 +22,28 @@ Profile = Annotated[int, typer.Option("--profile", metavar="N", min=0, help="Pro
 
 
 def as_overrides(overrides: list[str] | None, branch_from: str | None, profile: int) -> list[str]:
-    """Overrides that say all of it, so that another process can be told. ``train.decay`` is short for what a branch is all about."""
+    """Overrides that say all of it, so that another process can be told. ``train.decay`` is short for what a branch is all about.
+
+    A trunk's name becomes its newest checkpoint here and now: a job that waits, or is queued again, begins with the same one.
+    Raises `RunError` if there is none.
+    """
     given = list(overrides or [])
     if branch_from is not None:
         given = [
             o.replace("train.decay=", "train.schedule.decay=", 1) if o.startswith("train.decay=") else o for o in given
         ]
-        path = branch_from.replace('"', '\\"')
-        given.append(f'log.branch_from="{path}"')
+        from slm import checkpoint
+
+        given.append(f"log.branch_from={_quoted(str(checkpoint.resolve(branch_from)))}")
     if profile:
         given.append(f"log.profile={profile}")
     return given
+
+
+def _quoted(text: str) -> str:
+    """In the grammar of overrides: backslashes count only before a quote."""
+    escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), text)
+    return f'"{escaped}"'
 
 
 def branched(run: "Run") -> "Run":

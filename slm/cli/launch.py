@@ -37,10 +37,9 @@ def local(
     """
     from slm.launch.node import run_workers
 
-    given = as_overrides(overrides, branch_from, profile)
-    _plan(recipe, given)
+    given, processes = as_overrides(overrides, branch_from, profile), gpus or _gpus_here()
+    _plan(recipe, given, processes)
     command = ["-m", "slm", "train", recipe, *given]
-    processes = gpus or _gpus_here()
     typer.echo(shlex.join(["torchrun", "--standalone", "--nproc-per-node", str(processes), *command]))
     if not dry_run:
         raise typer.Exit(run_workers(command, processes))
@@ -76,7 +75,7 @@ def slurm(
     from slm.train.rundir import run_dir_of
 
     given = as_overrides(overrides, branch_from, profile)
-    run, line = _plan(recipe, given, quiet=json or dry_run)
+    run, line = _plan(recipe, given, nodes * gpus_per_node, quiet=json or dry_run)
     run_dir = run_dir_of(run).absolute()
     job = Job(
         run.name, nodes, gpus_per_node, time, partition, account, qos, cpus_per_task, grace,
@@ -94,7 +93,7 @@ def slurm(
     typer.echo(f"Submitted as job {number}. Its log: {file.parent / f'{number}.log'}. Its curves: slm watch {run_dir}")
 
 
-def _plan(recipe: str, overrides: list[str], quiet: bool = False) -> tuple[Any, str]:
+def _plan(recipe: str, overrides: list[str], processes: int, quiet: bool = False) -> tuple[Any, str]:
     """Compose and validate before anything is started or queued, and say in a line what will be trained."""
     from slm.config.compose import compose
     from slm.planning import plan_run
@@ -103,7 +102,7 @@ def _plan(recipe: str, overrides: list[str], quiet: bool = False) -> tuple[Any, 
 
     composed = compose(recipe, overrides, schema=Run)
     run = branched(composed.config)
-    plan = plan_run(run, recipe)
+    plan = plan_run(run, recipe, processes=processes)
     line = (
         f"{run.name}: {si(plan['params']['unique'])} parameters, {si(plan['tokens'])} tokens "
         f"({plan['tokens_per_param']:.3g} per parameter), {plan['steps']:,} steps of {si(plan['batch_tokens'])} tokens"

@@ -65,7 +65,7 @@ def _memory(plan: dict[str, Any]) -> list[list[str]]:
         ["optimiser state", memory["optimizer"]],
         *([["the teacher", memory["teacher"]]] if memory["teacher"] else []),
         ["gradients" if memory["gradients"] else "gradients (none yet when most is held)", memory["gradients"]],
-        *([["put together of what is sharded", memory["gathered"]]] if memory["gathered"] else []),
+        *([["weights and gradients on their way between processes", memory["exchange"]]] if memory["exchange"] else []),
         [f"{temporary} (micro-batch of {plan['micro_batch']} rows)", memory["activations"]],
         ["allowance for the framework", memory["framework"]],
         ["all", memory["per_rank_bytes"]],

@@ -17,7 +17,7 @@ def usable_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = QUOTA.read_text().split()
-        cores = min(cores, round(int(quota) / int(period)))
+        cores = min(cores, int(quota) // int(period))
     except (OSError, ValueError):  # no such file, or "max": no quota
         pass
     return max(1, cores)

@@ -52,6 +52,10 @@ MEMORY = {
 """Bytes of memory, from the makers' data sheets; the first name that occurs counts."""
 
 
+WITHOUT_FP8 = ("A100",)
+"""Devices of these tables that have no 8-bit products."""
+
+
 def memory_bytes(device_name: str | None) -> int | None:
     """Memory of a device by the name that its driver gives, or None when it isn't known."""
     return next((size for name, size in MEMORY.items() if device_name and name in device_name), None)

@@ -35,8 +35,11 @@ class StepMemory:
     """What the optimiser's step needs for a moment."""
     accumulates: bool
     """A step has several micro-batches: at the highest moment the gradients of the earlier ones are there as well."""
-    gathered: int = 0
-    """What a sharded model has put together at the highest moment of forward and backward."""
+    exchange: int = 0
+    """What processes have in hand for each other at the highest moment of forward and backward: weights that were put together,
+    gradients that are sent."""
+    buckets: bool = False
+    """All gradients have their place from the first moment of a backward pass."""
     teacher: int = 0
     """Weights of a teacher, whole in every process, and what it says of a micro-batch."""
 
@@ -50,10 +53,10 @@ def training_bytes(step: StepMemory, *, device: str, shards: int = 1) -> dict[st
             divided: they stay whole until the last one's are averaged with them, so that processes talk once a step.
     """
     weights, optimizer = -(-BYTES * step.params // shards), -(-step.optimizer // shards)
-    gradients = BYTES * step.params if step.accumulates else -(-step.gradients // shards)
+    gradients = BYTES * step.params if step.accumulates or step.buckets else -(-step.gradients // shards)
     moments = {
-        "backward": {"gradients": gradients, "gathered": step.gathered, "activations": step.activations},
-        "step": {"gradients": weights, "gathered": 0, "activations": -(-step.step_workspace // shards)},
+        "backward": {"gradients": gradients, "exchange": step.exchange, "activations": step.activations},
+        "step": {"gradients": weights, "exchange": 0, "activations": -(-step.step_workspace // shards)},
     }
     peak = max(moments, key=lambda moment: sum(moments[moment].values()))
     parts = {

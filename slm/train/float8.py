@@ -3,9 +3,9 @@
 A linear layer is three products of matrices: y = x W' on the way forth, dx = dy W and dW = dy' x on the way back. A GPU from Ada
 and Hopper on multiplies 8-bit numbers twice as fast as bf16 ones. Two formats (Micikevicius et al. 2022, arXiv 2209.05433): e4m3, with 3
 bits of mantissa and up to 448, for what goes forth; e5m2, with more range, for gradients. Before it is rounded, each matrix
-is scaled so that its largest number becomes the format's largest (one scale a tensor, found anew at every step); the products are
+is scaled so that its largest number becomes the format's largest (one scale a tensor, found anew in every pass); the products are
 summed in higher precision by the hardware and scaled back. x and W are kept for the way back as they were multiplied, in one byte a
-number instead of two.
+number instead of two (each layer keeps its own, where queries, keys and values share one x in bf16).
 
 The results are other ones than bf16's, so it is a precision and not an implementation, and a scale is one for all rows of a
 micro-batch: another size of it, or another number of processes, rounds otherwise. What stays bf16: scores of attention, embeddings, the
@@ -59,7 +59,7 @@ def apply(decoder: Decoder) -> list[str]:
     Raises:
         ConfigError: a device without 8-bit products; no layer of this model fits.
     """
-    _check_device(next(decoder.parameters()).device)
+    check_device(next(decoder.parameters()).device)
     inside = {id(module) for block in blocks_of(decoder) for module in block.modules()}
     found = []
     for name, module in decoder.named_modules():
@@ -80,14 +80,17 @@ def _fits(decoder: Decoder, name: str, layer: nn.Linear) -> bool:
     return leaf not in precise and layer.in_features % SIDE == 0 == layer.out_features % SIDE
 
 
-def _check_device(device: torch.device) -> None:
-    if device.type == "mps" or (
-        device.type == "cuda"
-        and torch.version.hip is None
-        and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY
-    ):
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        raise ConfigError(f"train.precision=fp8: {name} has no 8-bit products. Take train.precision=bf16.")
+def check_device(device: torch.device) -> None:
+    """Raise `ConfigError` if a device has no 8-bit products."""
+    if device.type == "cpu" or (device.type == "cuda" and torch.version.hip is None and _capable(device)):
+        return
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    why = "was never tried" if torch.version.hip else "has no 8-bit products"
+    raise ConfigError(f"train.precision=fp8: {name} {why}. Take train.precision=bf16.")
+
+
+def _capable(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
 
 
 class _Product(torch.autograd.Function):

@@ -59,7 +59,7 @@ class Footprint:
 
 def of_forward_backward(
     model: Model, *, rows: int, seq_len: int, precision: str, device: str, accumulate: bool, attention: str = "auto",
-    recompute: RecomputePart | None = None,
+    recompute: RecomputePart | None = None, bf16_weights: bool = False,
 ) -> Footprint:  # fmt: skip
     """The footprint of one micro-batch of ``rows`` x ``seq_len`` tokens.
 
@@ -69,11 +69,14 @@ def of_forward_backward(
         accumulate: gradients of an earlier micro-batch are there from the beginning; they are the caller's to count.
         attention: backend, as ``impl.attention``.
         recompute: which activations are computed again on the way back; None: none. What the compiler chooses isn't seen here.
+        bf16_weights: weights are bf16 where they are used, so that nothing has to be cast.
     """
 
     def trace(config: Model) -> list[Footprint]:
         backend = _backend(model, attention, device)
-        return _trace(config, rows, seq_len, precision, device, accumulate, backend, recompute or NoRecompute())
+        return _trace(
+            config, rows, seq_len, precision, device, accumulate, backend, recompute or NoRecompute(), bf16_weights
+        )
 
     period = recompute.period if recompute is not None else 1
     first = -(-LEAST_DEPTH // period) * period
@@ -125,10 +128,13 @@ def _trace(
     accumulate: bool,
     backend: str,
     recompute: RecomputePart,
+    bf16_weights: bool = False,
 ) -> list[Footprint]:
     with FakeTensorMode():
         decoder = Decoder(model)
         decoder.attention_backend = backend
+        if bf16_weights:
+            decoder.to(torch.bfloat16)
         if precision == "fp8":
             float8.apply(decoder)
         if not recompute.needs_compile:

@@ -9,6 +9,7 @@ import torch
 
 from slm.checkpoint import describe, resolve, restore
 from slm.checkpoint.fingerprint import is_hugging_face, weights_hash
+from slm.checkpoint.restore import shape_of
 from slm.config.errors import ConfigError
 from slm.model.config import Model
 from slm.model.decoder import Decoder
@@ -58,7 +59,8 @@ def given_config(path: str) -> Model:
         RunError: nothing there.
     """
     if not is_hugging_face(Path(path)):
-        return Model(**describe(resolve(path))[0]["model"])
+        found = resolve(path)
+        return shape_of(describe(found)[0], found)
     from slm.export.importing import read_config
 
     return read_config(Path(path))[1]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support import slm
 
+from slm import checkpoint
 from slm.cli.asked import as_overrides
 from slm.config.compose import compose
 from slm.config.yaml import dump_yaml
@@ -18,8 +19,22 @@ from slm.train.loop import train
 from slm.train.parallel.world import World, pick_device
 
 
-@pytest.mark.parametrize("path", ["runs/a", "/a b/c=d,e", 'a "quoted" one', "runs/x/checkpoints/step-00000010"])
-def test_a_path_comes_through_as_it_is(path: str) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [
+        "runs/a",
+        "/a b/c=d,e",
+        'a "quoted" one',
+        "runs/x/checkpoints/step-00000010",
+        "C:\\a\\b",
+        "a\\",
+        'a\\"b',
+        "a\\\\",
+        "${b}",
+    ],
+)
+def test_a_path_comes_through_as_it_is(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "resolve", lambda path: path)
     given = as_overrides(["train.decay=5%"], path, 3)
     run = compose("quickstart", given, schema=Run).config
     assert (run.log.branch_from, run.log.profile) == (path, 3)

@@ -12,7 +12,7 @@ from slm.config import cores
 
 @pytest.mark.parametrize(
     ("quota", "expected"),
-    [("max 100000", 8), ("200000 100000", 2), ("350000 100000", 4), ("10000 100000", 1), ("broken", 8), (None, 8)],
+    [("max 100000", 8), ("200000 100000", 2), ("350000 100000", 3), ("10000 100000", 1), ("broken", 8), (None, 8)],
 )
 def test_a_quota_bounds_the_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str | None, expected: int

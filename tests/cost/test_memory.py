@@ -8,7 +8,7 @@ from slm.cost.device import MEMORY, PEAK_BF16, memory_bytes, peak_flops
 from slm.cost.memory import FRAMEWORK, StepMemory, training_bytes
 
 STEP = StepMemory(params=100, optimizer=800, activations=5000, gradients=40, step_workspace=300, accumulates=False)
-PARTS = ("weights", "optimizer", "teacher", "gradients", "gathered", "activations", "framework")
+PARTS = ("weights", "optimizer", "teacher", "gradients", "exchange", "activations", "framework")
 
 
 def test_parts_are_those_of_the_higher_moment() -> None:
@@ -31,10 +31,10 @@ def test_shards_divide_what_is_of_the_model_and_leave_activations() -> None:
     assert training_bytes(STEP, device="cuda", shards=3)["gradients"] == 14
 
 
-def test_what_is_gathered_is_there_on_the_way_back_only() -> None:
-    step = replace(STEP, gathered=600)
-    assert training_bytes(step, device="cpu")["gathered"] == 600
-    assert training_bytes(replace(step, activations=100, step_workspace=9000), device="cpu")["gathered"] == 0
+def test_what_is_exchanged_is_there_on_the_way_back_only() -> None:
+    step = replace(STEP, exchange=600)
+    assert training_bytes(step, device="cpu")["exchange"] == 600
+    assert training_bytes(replace(step, activations=100, step_workspace=9000), device="cpu")["exchange"] == 0
 
 
 def test_every_device_with_a_peak_has_a_memory() -> None:

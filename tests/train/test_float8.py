@@ -141,9 +141,9 @@ def test_a_device_without_such_products_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     with pytest.raises(ConfigError, match="A100 has no 8-bit products"):
-        float8._check_device(torch.device("cuda"))
+        float8.check_device(torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
-    float8._check_device(torch.device("cuda"))
+    float8.check_device(torch.device("cuda"))
 
 
 # ---- with the rest ------------------------------------------------------------------------------------------

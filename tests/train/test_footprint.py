@@ -94,12 +94,22 @@ def measured(case: dict[str, Any]) -> int:
 def predicted(case: dict[str, Any], spread: ParallelPart | None = None) -> dict[str, Any]:
     model, accumulates = Model(**case["model"]), case["micro_batches"] > 1
     held = footprint.of_forward_backward(
-        model, rows=case["rows"], seq_len=case["seq_len"], precision=case["precision"], device="cpu", accumulate=accumulates
+        model, rows=case["rows"], seq_len=case["seq_len"], precision=case["precision"], device="cpu", accumulate=accumulates,
+        bf16_weights=spread is not None and spread.rounds_weights,
     )  # fmt: skip
     state, workspace = footprint.of_step(model, optim.parse(case["optim"]))
     params = model.costs().params["unique"]
-    gathered = spread.gathered_bytes(*footprint.of_units(model), accumulates=accumulates) if spread else 0
-    step = StepMemory(params, state, held.activations, held.gradients, workspace, accumulates, gathered)
+    exchange = spread.exchange_bytes(*footprint.of_units(model), accumulates=accumulates) if spread else 0
+    step = StepMemory(
+        params,
+        state,
+        held.activations,
+        held.gradients,
+        workspace,
+        accumulates,
+        exchange,
+        buckets=spread is not None and not spread.sharded,
+    )
     return training_bytes(step, device="cpu", shards=spread.shards(2) if spread else 1)
 
 
@@ -184,6 +194,7 @@ def test_what_is_computed_again_is_not_held() -> None:
 
 SHARDED_STEPS = """
 import json, sys, torch, torch.distributed as dist
+from contextlib import nullcontext
 from slm.cost.resident import peak_resident_bytes
 from slm.model.config import Model
 from slm.model.decoder import Decoder
@@ -210,12 +221,9 @@ with join_world("cpu") as world:
     for _ in range(2):
         for micro in range(case["micro_batches"]):
             tokens = torch.randint(0, model.vocab, (rows, length))
-            with autocast(tokens.device, case["precision"]):
-                loss, *_ = spread.module(tokens, tokens, positions, docs)
-            if micro < case["micro_batches"] - 1:
-                with spread.accumulating():
-                    loss.backward()
-            else:
+            with spread.accumulating() if micro < case["micro_batches"] - 1 else nullcontext():
+                with autocast(tokens.device, case["precision"]):
+                    loss, *_ = spread.module(tokens, tokens, positions, docs)
                 loss.backward()
         for optimizer in optimizers:
             optimizer.found_inf, optimizer.grad_scale = torch.zeros(()), None
@@ -232,7 +240,10 @@ SHARDED = {
     "a large head": case(shape(vocab=65536), parallel="fsdp"),
     "kept whole": case(shape(dim=512, layers=6, ffn={"name": "swiglu", "hidden": 1408}), rows=1, parallel={"name": "fsdp", "reshard": False}),
     "micro-batches": case(shape(dim=512, layers=6, ffn={"name": "swiglu", "hidden": 1408}), rows=1, parallel="fsdp", micro_batches=2),
+    "bf16 gathered as bf16": case(shape(dim=512, layers=6, ffn={"name": "swiglu", "hidden": 1408}), rows=1, precision="bf16", parallel={"name": "fsdp", "gather": "bf16"}),
     "ddp": case(shape(dim=512, layers=6, ffn={"name": "swiglu", "hidden": 1408}), rows=1, parallel="ddp"),
+    "ddp, micro-batches": case(shape(dim=512, layers=6, ffn={"name": "swiglu", "hidden": 1408}), rows=1, parallel="ddp", micro_batches=2),
+    "ddp, many tokens": case(shape(dim=512, layers=6, ffn={"name": "swiglu", "hidden": 1408}), parallel="ddp", optim="lion"),
 }  # fmt: skip
 
 

@@ -47,6 +47,11 @@ class ParallelPart(Part):
     sharded: ClassVar[bool] = False
     """Whether weights are cut among processes."""
 
+    @property
+    def rounds_weights(self) -> bool:
+        """Whether weights are bf16 where they are used."""
+        return False
+
     def spread(self, module: "nn.Module", decoder: "Decoder", world: "World") -> Spread:
         """Spread ``module``, which holds ``decoder`` and ends in a loss. Parameters may become sharded: optimisers come after."""
         return Spread(module) if world.size == 1 else self._spread(module, decoder, world)
@@ -58,15 +63,17 @@ class ParallelPart(Part):
         """Into how many pieces weights, gradients and optimiser state are cut among ``size`` processes."""
         return 1
 
-    def gathered_bytes(self, root: int, units: Sequence[int], *, accumulates: bool) -> int:
-        """Bytes of what is put together of a sharded model at the highest moment of a backward pass.
+    def exchange_bytes(self, root: int, units: Sequence[int], *, accumulates: bool) -> int:
+        """Bytes that processes have in hand for each other at the highest moment of a backward pass, beside shards and gradients.
 
         Args:
             root: parameters outside of `units_of`, such as the embedding.
             units: parameters of each unit.
             accumulates: whole gradients of earlier micro-batches are there already, and are the caller's to count.
         """
-        return 0
+        return (
+            4 * (root + sum(units)) if accumulates else 0
+        )  # DDP's buckets; without earlier gradients they are the gradients
 
 
 parallel = Registry("parallel", ParallelPart)
@@ -88,7 +95,7 @@ class Replicate(ParallelPart):
         from torch.nn.parallel import DistributedDataParallel
 
         ids = [world.device.index] if world.device.type == "cuda" else None
-        # gradients live in the buckets that are sent, not in a second copy
+        # gradients are written into the buckets that are sent; those of earlier micro-batches lie beside them
         return Replicated(
             DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
         )
@@ -129,7 +136,11 @@ class ShardedPart(ParallelPart):
         """The processes as a device mesh; its last dimension is the one that is sharded along."""
         raise NotImplementedError
 
-    def gathered_bytes(self, root: int, units: Sequence[int], *, accumulates: bool) -> int:
+    @property
+    def rounds_weights(self) -> bool:
+        return self.gather == "bf16"
+
+    def exchange_bytes(self, root: int, units: Sequence[int], *, accumulates: bool) -> int:
         """The root's weights, from the first to the last moment, and of the units two at a time, one at work and one that is on its
         way, or without ``reshard`` all; with the gradients of two units, which are sent as fp32."""
         weight, gradient, most = (2 if self.gather == "bf16" else 4), (0 if accumulates else 4), max(units, default=0)
