@@ -132,7 +132,7 @@ def _memory(run: Run, costs: ModelCost, rows: int, world: int, device: str) -> d
     exchange = parallel.exchange_bytes(*footprint.of_units(run.model), accumulates=accumulates) if world > 1 else 0
     step = StepMemory(
         costs.params["unique"], state, held.activations, held.gradients, workspace, accumulates, exchange,
-        buckets=world > 1 and not parallel.sharded, teacher=_teacher_bytes(run, rows),
+        exchange_stays=not parallel.sharded, teacher=_teacher_bytes(run, rows),
     )  # fmt: skip
     return training_bytes(step, device=device, shards=parallel.shards(world) if world > 1 else 1)
 

@@ -38,8 +38,8 @@ class StepMemory:
     exchange: int = 0
     """What processes have in hand for each other at the highest moment of forward and backward: weights that were put together,
     gradients that are sent."""
-    buckets: bool = False
-    """All gradients have their place from the first moment of a backward pass."""
+    exchange_stays: bool = False
+    """That is there in the optimiser's step, too."""
     teacher: int = 0
     """Weights of a teacher, whole in every process, and what it says of a micro-batch."""
 
@@ -53,10 +53,11 @@ def training_bytes(step: StepMemory, *, device: str, shards: int = 1) -> dict[st
             divided: they stay whole until the last one's are averaged with them, so that processes talk once a step.
     """
     weights, optimizer = -(-BYTES * step.params // shards), -(-step.optimizer // shards)
-    gradients = BYTES * step.params if step.accumulates or step.buckets else -(-step.gradients // shards)
+    gradients = BYTES * step.params if step.accumulates else -(-step.gradients // shards)
+    kept = step.exchange if step.exchange_stays else 0
     moments = {
         "backward": {"gradients": gradients, "exchange": step.exchange, "activations": step.activations},
-        "step": {"gradients": weights, "exchange": 0, "activations": -(-step.step_workspace // shards)},
+        "step": {"gradients": weights, "exchange": kept, "activations": -(-step.step_workspace // shards)},
     }
     peak = max(moments, key=lambda moment: sum(moments[moment].values()))
     parts = {

@@ -131,10 +131,8 @@ def _trace(
     bf16_weights: bool = False,
 ) -> list[Footprint]:
     with FakeTensorMode():
-        decoder = Decoder(model)
+        decoder = _built(model, torch.bfloat16 if bf16_weights else torch.float32)
         decoder.attention_backend = backend
-        if bf16_weights:
-            decoder.to(torch.bfloat16)
         if precision == "fp8":
             float8.apply(decoder)
         if not recompute.needs_compile:
@@ -153,6 +151,16 @@ def _trace(
                 sums = decoder.training_loss(tokens_BT, tokens_BT, positions_BT=positions_BT, docs_BT=docs_BT)
             (sums.loss * 0.5).backward()
         return counter.peaks
+
+
+def _built(model: Model, dtype: torch.dtype) -> Decoder:
+    """With weights of ``dtype``; casting them afterwards is what fake tensors can't."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return Decoder(model)
+    finally:
+        torch.set_default_dtype(before)
 
 
 class _Counter(TorchDispatchMode):

@@ -34,7 +34,9 @@ def test_shards_divide_what_is_of_the_model_and_leave_activations() -> None:
 def test_what_is_exchanged_is_there_on_the_way_back_only() -> None:
     step = replace(STEP, exchange=600)
     assert training_bytes(step, device="cpu")["exchange"] == 600
-    assert training_bytes(replace(step, activations=100, step_workspace=9000), device="cpu")["exchange"] == 0
+    step = replace(step, activations=100, step_workspace=9000)
+    assert training_bytes(step, device="cpu")["exchange"] == 0
+    assert training_bytes(replace(step, exchange_stays=True), device="cpu")["exchange"] == 600
 
 
 def test_every_device_with_a_peak_has_a_memory() -> None:

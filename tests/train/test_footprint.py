@@ -108,7 +108,7 @@ def predicted(case: dict[str, Any], spread: ParallelPart | None = None) -> dict[
         workspace,
         accumulates,
         exchange,
-        buckets=spread is not None and not spread.sharded,
+        exchange_stays=spread is not None and not spread.sharded,
     )
     return training_bytes(step, device="cpu", shards=spread.shards(2) if spread else 1)
 
@@ -211,14 +211,16 @@ model, rows, length = Model(**case["model"]), case["rows"], case["seq_len"]
 positions, docs = torch.arange(length).expand(rows, length), torch.zeros(rows, length, dtype=torch.int64)
 with join_world("cpu") as world:
     dist.all_reduce(torch.zeros(1))
+    part = parallel.parse(case["parallel"])
+    before = 0 if part.sharded else peak_resident_bytes()
     decoder = Decoder(model).init_weights(0)
-    spread = parallel.parse(case["parallel"]).spread(LossModule(decoder), decoder, world)
+    spread = part.spread(LossModule(decoder), decoder, world)
     optimizers = optim.parse(case["optim"]).build(named_parameters(decoder))
-    torch.zeros(1)
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak begins anew: the whole model that was cut is gone
-    before = peak_resident_bytes() - sum(local(p).numel() * 4 for p in decoder.parameters())
-    for _ in range(2):
+    if part.sharded:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # the peak begins anew: the whole model that was cut is gone
+        before = peak_resident_bytes() - sum(local(p).numel() * 4 for p in decoder.parameters())
+    for _ in range(3):  # DDP makes its buckets anew after the first
         for micro in range(case["micro_batches"]):
             tokens = torch.randint(0, model.vocab, (rows, length))
             with spread.accumulating() if micro < case["micro_batches"] - 1 else nullcontext():

@@ -71,9 +71,7 @@ class ParallelPart(Part):
             units: parameters of each unit.
             accumulates: whole gradients of earlier micro-batches are there already, and are the caller's to count.
         """
-        return (
-            4 * (root + sum(units)) if accumulates else 0
-        )  # DDP's buckets; without earlier gradients they are the gradients
+        return 4 * (root + sum(units))  # DDP's buckets, beside the gradients that are copied into them
 
 
 parallel = Registry("parallel", ParallelPart)
@@ -95,10 +93,7 @@ class Replicate(ParallelPart):
         from torch.nn.parallel import DistributedDataParallel
 
         ids = [world.device.index] if world.device.type == "cuda" else None
-        # gradients are written into the buckets that are sent; those of earlier micro-batches lie beside them
-        return Replicated(
-            DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
-        )
+        return Replicated(DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False))
 
 
 class Sharded(Spread):
