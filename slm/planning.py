@@ -50,13 +50,15 @@ def plan_run(run: Run, recipe: str, *, device: str | None = None, processes: int
     course = Course.of(run, costs)
     budget = resolved(course, costs)
     rows = _rows(run, world)
+    teacher = _teacher(run)
     memory = max(
-        (_memory(s, costs, _rows(s, world), world, kind) for s in stage_runs(run)), key=lambda m: m["per_rank_bytes"]
+        (_memory(s, costs, teacher, _rows(s, world), world, kind) for s in stage_runs(run)),
+        key=lambda m: m["per_rank_bytes"],
     )
     sources = _sources(run, course)
     target, reasons = choose(run.model)
-    teacher = _teacher_flops(run, budget.tokens)
-    on_device = _on_device(name, memory["per_rank_bytes"], budget.flops + teacher, world)
+    read = budget.tokens * teacher.costs(run.data.seq_len).flops_per_token["forward"] if teacher else 0.0
+    on_device = _on_device(name, memory["per_rank_bytes"], budget.flops + read, world)
     return {
         "recipe": recipe,
         "identity": run.identity,
@@ -68,7 +70,7 @@ def plan_run(run: Run, recipe: str, *, device: str | None = None, processes: int
         "steps": budget.steps,
         "batch_tokens": run.train.batch_tokens,
         "flops_total": budget.flops,
-        "flops_teacher": teacher,
+        "flops_teacher": read,
         "processes": world,
         "micro_batch": rows,
         "memory": memory,
@@ -111,7 +113,7 @@ def _rows(run: Run, world: int) -> int:
     return min(share, run.impl.micro_batch or share)
 
 
-def _memory(run: Run, costs: ModelCost, rows: int, world: int, device: str) -> dict[str, Any]:
+def _memory(run: Run, costs: ModelCost, teacher: Model | None, rows: int, world: int, device: str) -> dict[str, Any]:
     """Bytes by kind for one process."""
     accumulates = run.train.batch_tokens // run.data.seq_len // world > rows
     parallel = run.impl.parallel
@@ -132,7 +134,7 @@ def _memory(run: Run, costs: ModelCost, rows: int, world: int, device: str) -> d
     exchange = parallel.exchange_bytes(*footprint.of_units(run.model), accumulates=accumulates) if world > 1 else 0
     step = StepMemory(
         costs.params["unique"], state, held.activations, held.gradients, workspace, accumulates, exchange,
-        exchange_stays=not parallel.sharded, teacher=_teacher_bytes(run, rows),
+        exchange_stays=not parallel.sharded, teacher=_teacher_bytes(teacher, rows * run.data.seq_len),
     )  # fmt: skip
     return training_bytes(step, device=device, shards=parallel.shards(world) if world > 1 else 1)
 
@@ -143,17 +145,9 @@ def _teacher(run: Run) -> Model | None:
     return given_config(distill.teacher) if distill and distill.cache is None and distill.teacher else None
 
 
-def _teacher_bytes(run: Run, rows: int) -> int:
+def _teacher_bytes(teacher: Model | None, tokens: int) -> int:
     """Its weights, and what goes into its head, which is fp32."""
-    if (teacher := _teacher(run)) is None:
-        return 0
-    return BYTES * (teacher.costs().params["unique"] + rows * run.data.seq_len * teacher.dim)
-
-
-def _teacher_flops(run: Run, tokens: float) -> float:
-    """Of its forward passes."""
-    teacher = _teacher(run)
-    return tokens * teacher.costs(run.data.seq_len).flops_per_token["forward"] if teacher else 0.0
+    return BYTES * (teacher.costs().params["unique"] + tokens * teacher.dim) if teacher else 0
 
 
 def _on_device(name: str | None, needed: int, flops: float, world: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from slm_kernels._triton import INTERPRETED, MISSING
 
 GRAPHS = 64
-"""Most graphs of an op: other ranks, strides, options; training and evaluation."""
+"""Most graphs of a function: other ranks, strides, windows, options; training and evaluation."""
 IMPLEMENTATIONS = ("auto", "triton", "torch", "compile")
 _log = logging.getLogger("slm_kernels")
 _default = {"impl": "auto"}
@@ -67,7 +67,7 @@ class Op:
             return self.triton(*args, **kwargs)
         if choice.impl == "compile" and not torch.compiler.is_compiling() and not _watched():
             if self.compiled is None:
-                self.compiled = _compiled(self.torch)
+                self.compiled = one_graph(self.torch)
             return self.compiled(*args, **kwargs)
         return self.torch(*args, **kwargs)
 
@@ -100,13 +100,13 @@ def _watched() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Through torch.compile, as one graph or with an error: beyond 8 graphs, or around what it can't trace, torch would run it plainly
-    without a word."""
+def one_graph(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Through torch.compile (with its ``options``), as one graph or with an error: beyond 8 graphs, or around what it can't trace, torch
+    would run it plainly without a word."""
     import torch._dynamo.config as config  # takes a second to import
 
     config.recompile_limit = max(config.recompile_limit, GRAPHS)
-    return torch.compile(function, fullgraph=True)
+    return torch.compile(function, fullgraph=True, **options)
 
 
 OPS: dict[str, Op] = {}

@@ -40,10 +40,11 @@ def read_directory(path: Path) -> Imported:
         ConfigError: no such directory, a model type or a setting that slm doesn't have.
         RunError: tensors are missing, left over, damaged or of another shape.
     """
-    family, model = read_config(path)
-    tensors = read_tensors(path)
     whole = read_json(path / "config.json")
-    if text_config(whole) is not whole:
+    config = text_config(whole)
+    family, model = _understood(path, config)
+    tensors = read_tensors(path)
+    if config is not whole:
         tensors = text_tensors(tensors)
     try:
         return Imported(load(family, model, tensors), family, next(iter(tensors.values())).dtype)
@@ -53,7 +54,10 @@ def read_directory(path: Path) -> Imported:
 
 def read_config(path: Path) -> tuple[Family, Model]:
     """Family and shape of a directory's model, without its weights. Raises `ConfigError` as `read_directory`."""
-    config = text_config(read_json(path / "config.json"))
+    return _understood(path, text_config(read_json(path / "config.json")))
+
+
+def _understood(path: Path, config: dict[str, Any]) -> tuple[Family, Model]:
     family = family_of(str(config.get("model_type")))
     try:
         return family, family.read(config)

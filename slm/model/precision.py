@@ -8,10 +8,15 @@ from functools import lru_cache
 import torch
 
 
+def product_dtype(precision: str) -> torch.dtype:
+    """What matrix products come out in; those of fp8 in bf16."""
+    return torch.float32 if precision == "fp32" else torch.bfloat16
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Context in which matrix products run in ``precision`` ("fp32", or "bf16", which is also what "fp8" leaves to itself);
     weights and sums stay fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision != "fp32")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=product_dtype(precision) == torch.bfloat16)
 
 
 def working_dtype(like: torch.Tensor) -> torch.dtype:

@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from slm.model.config import Model
 from slm.model.decoder import Decoder
-from slm.model.precision import autocast
+from slm.model.precision import autocast, product_dtype
 from slm.train import float8
 from slm.train.optim.base import OptimPart
 from slm.train.optim.steps.guarded import init_state
@@ -143,8 +143,7 @@ def _trace(
         tokens_BT = torch.zeros(rows, seq_len, dtype=torch.int64)
         positions_BT, docs_BT = torch.zeros_like(tokens_BT), torch.zeros_like(tokens_BT)
         there = [*decoder.parameters(), *(p.grad for p in decoder.parameters() if p.grad is not None)]
-        product = torch.float32 if precision == "fp32" else torch.bfloat16
-        with _Counter(there, decoder.loss_workspace(rows * seq_len, product, device)) as counter:
+        with _Counter(there, decoder.loss_workspace(rows * seq_len, product_dtype(precision), device)) as counter:
             if not accumulate:
                 counter.tell_gradients(decoder)
             with autocast(torch.device("cpu"), precision):

@@ -22,6 +22,7 @@ from slm.data.plan import Horizon
 from slm.data.plan.of_corpus import plan_of
 from slm.model.attention.routing import explain, told
 from slm.model.decoder import Decoder
+from slm.model.precision import product_dtype
 from slm.train import compiling
 from slm.train.branching import branch_point, inherit_metrics
 from slm.train.course import Course
@@ -103,7 +104,7 @@ class Session:
             )
         loader = Loader(plan, self.course.batches.rows[-1], rank=world.rank, world=world.size, say=progress.say)
         self.attention = told(explain(
-            run.impl.attention, run.model, world.device, torch.float32 if run.train.precision == "fp32" else torch.bfloat16,
+            run.impl.attention, run.model, world.device, product_dtype(run.train.precision),
             run.data.seq_len, compiling=run.impl.compile != "none",
         ))  # fmt: skip
         self.state: TrainState = build(run, corpus, loader, self.course, world)

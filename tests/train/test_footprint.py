@@ -79,14 +79,18 @@ CASES = {
 }  # fmt: skip
 
 
+ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
 def measured(case: dict[str, Any]) -> int:
     """Growth of a process that trains two steps.
 
     One arena, and every block above 64 KiB mapped by itself: freed memory then leaves the process at once. glibc otherwise raises
     that border as blocks are freed, up to 32 MiB, and keeps what lies below it, which is its history and not the step's need.
     """
-    env = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run([sys.executable, "-c", STEPS, json.dumps(case)], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS, json.dumps(case)], env=os.environ | ALLOCATOR, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 
@@ -236,16 +240,17 @@ with join_world("cpu") as world:
 """
 
 
+WIDE = shape(dim=512, layers=6, ffn={"name": "swiglu", "hidden": 1408})
 # With few tokens a CPU never touches most of an embedding's gradient, and memory of zeros that nobody touches isn't there: 19% too much.
 SHARDED = {
-    "fsdp": case(shape(dim=512, layers=6, ffn={"name": "swiglu", "hidden": 1408}), rows=1, parallel="fsdp"),
+    "fsdp": case(WIDE, rows=1, parallel="fsdp"),
     "a large head": case(shape(vocab=65536), parallel="fsdp"),
-    "kept whole": case(shape(dim=512, layers=6, ffn={"name": "swiglu", "hidden": 1408}), rows=1, parallel={"name": "fsdp", "reshard": False}),
-    "micro-batches": case(shape(dim=512, layers=6, ffn={"name": "swiglu", "hidden": 1408}), rows=1, parallel="fsdp", micro_batches=2),
-    "bf16 gathered as bf16": case(shape(dim=512, layers=6, ffn={"name": "swiglu", "hidden": 1408}), rows=1, precision="bf16", parallel={"name": "fsdp", "gather": "bf16"}),
-    "ddp": case(shape(dim=512, layers=6, ffn={"name": "swiglu", "hidden": 1408}), rows=1, parallel="ddp"),
-    "ddp, micro-batches": case(shape(dim=512, layers=6, ffn={"name": "swiglu", "hidden": 1408}), rows=1, parallel="ddp", micro_batches=2),
-    "ddp, many tokens": case(shape(dim=512, layers=6, ffn={"name": "swiglu", "hidden": 1408}), parallel="ddp", optim="lion"),
+    "kept whole": case(WIDE, rows=1, parallel={"name": "fsdp", "reshard": False}),
+    "micro-batches": case(WIDE, rows=1, parallel="fsdp", micro_batches=2),
+    "bf16 gathered as bf16": case(WIDE, rows=1, precision="bf16", parallel={"name": "fsdp", "gather": "bf16"}),
+    "ddp": case(WIDE, rows=1, parallel="ddp"),
+    "ddp, micro-batches": case(WIDE, rows=1, parallel="ddp", micro_batches=2),
+    "ddp, many tokens": case(WIDE, parallel="ddp", optim="lion"),
 }  # fmt: skip
 
 
@@ -255,10 +260,12 @@ SHARDED = {
 def test_a_plan_for_two_processes_is_near_what_each_takes(name: str, tmp_path: Path) -> None:
     case = SHARDED[name]
     (tmp_path / "steps.py").write_text(SHARDED_STEPS)
-    env = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, str(tmp_path / "steps.py"), json.dumps(case)], env=env, capture_output=True, text=True
+        [*command, str(tmp_path / "steps.py"), json.dumps(case)],
+        env=os.environ | ALLOCATOR,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     growth = int(done.stdout.split("growth")[1])

@@ -17,10 +17,8 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from slm.model.attention.scores import Request, Scores
 from slm.model.sequence import Mask
-from slm_kernels.dispatch import unavailable
+from slm_kernels.dispatch import one_graph, unavailable
 
-KERNELS = 64
-"""Most kernels that are compiled: layers with windows of their own, training and evaluation, the last rows."""
 BLOCK = 128
 """Queries, and keys, of a block: torch's own."""
 SMALLEST_HEAD = 16
@@ -65,12 +63,8 @@ def _plainly(q: Tensor) -> bool:
 
 @cache
 def _compiled() -> Callable[..., Any]:
-    # One kernel per shape, window and formula. Beyond torch's limit of 8 it would run plainly, all scores in memory, without a word;
-    # with fullgraph it fails instead.
-    import torch._dynamo.config as config  # takes a second to import
-
-    config.recompile_limit = max(config.recompile_limit, KERNELS)
-    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    """One kernel per shape, window and formula."""
+    return one_graph(flex_attention, dynamic=False)
 
 
 def block_mask(mask: Mask, keys: int, window: int | None) -> BlockMask:
@@ -97,9 +91,8 @@ def _block_mask(mask: Mask, keys: int, window: int | None) -> BlockMask:
     key_last = (key_first + BLOCK - 1).clamp(max=keys - 1)
     seen_BQK = (key_last >= lowest_BT[:, first, None]) & (key_first <= place_T[last, None])
     whole_BQK = (key_first >= lowest_BT[:, last, None]) & (key_last <= place_T[first, None])
-    whole_BQK &= (key_first + BLOCK <= keys) & (
-        first[:, None] + BLOCK <= mask.length
-    )  # a block beyond an end isn't one
+    # what reaches beyond an end isn't whole
+    whole_BQK &= (key_first + BLOCK <= keys) & (first[:, None] + BLOCK <= mask.length)
     return BlockMask.from_kv_blocks(
         *_listed(seen_BQK & ~whole_BQK),
         *_listed(whole_BQK),
