@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,34 @@ from slm.config.errors import RunError
 
 def run_job(name: str, **arguments: Any) -> dict[str, Any]:
     """Run a job; returns its report. Raises `RunError` with the end of its standard error if it fails."""
-    command = [sys.executable, "-m", "slm.bench.jobs", name, json.dumps(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=_environment())
-    if done.returncode:
-        raise RunError(f"The benchmark's job {name} {arguments} failed: {done.stderr.strip()[-2000:]}")
-    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    done = subprocess.run(command_of(name, arguments), capture_output=True, text=True, env=environment())
+    return report_of(name, arguments, done.returncode, done.stdout, done.stderr)
+
+
+def command_of(name: str, arguments: Mapping[str, Any]) -> list[str]:
+    """The command of a job's process."""
+    return [sys.executable, "-m", "slm.bench.jobs", name, json.dumps(arguments)]
+
+
+def report_of(name: str, arguments: Mapping[str, Any], code: int, out: str, err: str) -> dict[str, Any]:
+    """What a job reported. Raises `RunError` with the end of its standard error if it failed."""
+    if code:
+        raise RunError(f"The benchmark's job {name} {arguments} failed: {err.strip()[-2000:]}")
+    report: dict[str, Any] = json.loads(out.splitlines()[-1])
     return report
 
 
-def _environment() -> dict[str, str]:
+AT_THE_LINE = "SLM_BENCH_AT_THE_LINE"
+"""Set for jobs that stop themselves once all is ready, until they are continued; see `slm.bench.slices`."""
+
+
+def at_the_line() -> None:
+    """Called by a job when all is imported and its clock is about to start."""
+    if os.environ.get(AT_THE_LINE):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def environment() -> dict[str, str]:
     """As ours, without the switches that the user or the tests set for a tokenizer's threads."""
     return {k: v for k, v in os.environ.items() if k not in ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS")}
 
@@ -46,7 +67,6 @@ def _bind(cores: int) -> None:
 
 def tokenise(text: str, tokenizer: str, out: str, backend: str, workers: int) -> dict[str, Any]:
     """Files of JSON lines to a finished store, with all that `slm data tokenize` does by default, but none held out."""
-    from slm.bench.clock import timed
     from slm.data.ingest.build import build
     from slm.data.ingest.config import Curation
     from slm.data.sources.local import Local
@@ -62,8 +82,7 @@ def tokenise(text: str, tokenizer: str, out: str, backend: str, workers: int) ->
         store = build(Path(out), (Local(paths=(text,)),), part, Curation(heldout=0), workers=workers, backend=backend)  # type: ignore[arg-type]
         return float(sum(store.split(name).tokens for name in ("train", "heldout")))
 
-    timing = timed(work)
-    return {"wall": timing.wall, "cpu": timing.cpu, "amount": timing.amount}
+    return _timed(work)
 
 
 def datatrove(text: str, tokenizer: str, out: str, workers: int) -> dict[str, Any]:
@@ -72,8 +91,6 @@ def datatrove(text: str, tokenizer: str, out: str, workers: int) -> dict[str, An
     from datatrove.executor.local import LocalPipelineExecutor
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.tokens import DocumentTokenizer
-
-    from slm.bench.clock import timed
 
     _bind(workers)
 
@@ -87,8 +104,17 @@ def datatrove(text: str, tokenizer: str, out: str, workers: int) -> dict[str, An
         ).run()
         return float(sum(file.stat().st_size for file in Path(out, "tokens").glob("*.ds")) // 2)
 
+    return _timed(work)
+
+
+def _timed(work: Callable[[], float]) -> dict[str, Any]:
+    """The report of some work: when it began, by `time.perf_counter`, and what it took."""
+    from slm.bench.clock import timed
+
+    at_the_line()
+    began = time.perf_counter()
     timing = timed(work)
-    return {"wall": timing.wall, "cpu": timing.cpu, "amount": timing.amount}
+    return {"began": began, "wall": timing.wall, "cpu": timing.cpu, "amount": timing.amount}
 
 
 def load(root: str, megabytes: float, seq_len: int, rows: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from slm.bench import data, loading, packing, tokenising
+from slm.bench.clock import Timing
 from slm.bench.jobs import run_job
 from slm.bench.results import Result
 from slm.config.errors import ConfigError, RunError
@@ -60,11 +61,12 @@ def test_tokenising_and_memory(work: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_backends_that_disagree_are_no_result(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = iter((100, 101))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     monkeypatch.setattr(tokenising, "version", lambda name: "1")
     monkeypatch.setattr(tokenising, "why_not", lambda tokenizer, name: "" if name == "hf" else "left out")
-    monkeypatch.setattr(tokenising, "run_job", lambda name, **_: {"wall": 1.0, "cpu": 1.0, "amount": next(counts)})
+    monkeypatch.setattr(
+        tokenising, "in_slices", lambda jobs: {name: Timing(1.0, 1.0, 100 + i) for i, name in enumerate(jobs)}
+    )
     with pytest.raises(RunError, match="different numbers of tokens"):
         run(work, "tokenise")
 

@@ -78,7 +78,9 @@ class HuggingFace(Tokenizer):
         if threads is None:
             return self._ids(texts)
         with _without_pool():
-            return self._ids(texts) if threads == 1 or len(texts) < 2 else spread(texts, threads, self._ids)
+            # On one thread, too, on another than this one: that has a heap of its own, which holds nothing but encodings,
+            # and the library, which allocates for every word, is a tenth faster there than among a main thread's documents.
+            return self._ids(texts) if len(texts) < 2 else spread(texts, threads, self._ids)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self.inner.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -113,7 +115,7 @@ _before: str | None = None
 
 @contextmanager
 def _without_pool() -> Iterator[None]:
-    """Encode on the calling thread: the library reads this variable at every call, and has no other switch."""
+    """Encode on the threads that call: the library reads this variable at every call, and has no other switch."""
     global _inside, _before
     with _lock:
         if _inside == 0:

@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from slm.data.tokenizer import hf_file
-from slm.data.tokenizer.base import Tokenizer
-from slm.data.tokenizer.encoder import as_array
+from slm.data.tokenizer.base import END_OF_TEXT, Tokenizer
 from slm.data.tokenizer.fast import Fast, byte_level_reason
 from slm.data.tokenizer.hf import HuggingFace
 from slm.data.tokenizer.ranks import ranks_of
@@ -61,7 +60,10 @@ class Tiktoken(Fast):
         assert isinstance(self.tokenizer, HuggingFace)
         ranks = ranks_of(self.tokenizer)
         assert isinstance(ranks, dict)
-        return tiktoken.Encoding("slm", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        # The array comes without a list of Python's integers only from where special tokens are looked for, so there is
+        # one; it isn't allowed in any text, so its characters are text.
+        special = {END_OF_TEXT: self.tokenizer.vocab_size}
+        return tiktoken.Encoding("slm", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
 
     @classmethod
     def why_not(cls, tokenizer: Tokenizer) -> str:
@@ -83,7 +85,7 @@ class Tiktoken(Fast):
     def _fast(self, texts: Sequence[str]) -> list[np.ndarray]:
         if self.tokenizer.normal_form:  # of assigned characters, NFC is the same in all versions of Unicode
             texts = [unicodedata.normalize(self.tokenizer.normal_form, text) for text in texts]  # type: ignore[arg-type]
-        return [as_array(self._encoding_for(text).encode_ordinary(text)) for text in texts]
+        return [self._encoding_for(text).encode_to_numpy(text, disallowed_special=()) for text in texts]
 
     def _encoding_for(self, text: str) -> Any:
         return self.whole if self.simple is None or has_wide_space(text) else self.simple
