@@ -19,6 +19,8 @@ class Timing:
     wall: float
     cpu: float
     amount: float
+    began: float = 0.0
+    """When, by `time.perf_counter`."""
 
     @property
     def per_cpu(self) -> float:
@@ -31,12 +33,13 @@ class Timing:
         return self.amount / max(self.wall, 1e-9)
 
 
-def timed(work: Callable[[], float]) -> Timing:
-    """Do work, which returns its amount. Children count once they have ended."""
+def timed(work: Callable[[], float], ready: Callable[[], None] = lambda: None) -> Timing:
+    """Do work, which returns its amount. Children count once they have ended. ``ready`` is called before the clock starts."""
     gc.collect()
-    wall, cpu = time.perf_counter(), _cpu()
+    ready()
+    began, cpu = time.perf_counter(), _cpu()
     amount = work()
-    return Timing(time.perf_counter() - wall, _cpu() - cpu, amount)
+    return Timing(time.perf_counter() - began, _cpu() - cpu, amount, began)
 
 
 def _cpu() -> float:
@@ -60,4 +63,4 @@ def rates(timings: list[Timing], scale: float = 1e6) -> tuple[float, float]:
 
 def timing_of(report: Mapping[str, Any]) -> Timing:
     """The timing in what a job of `slm.bench.jobs` reported."""
-    return Timing(report["wall"], report["cpu"], report["amount"])
+    return Timing(report["wall"], report["cpu"], report["amount"], report.get("began", 0.0))

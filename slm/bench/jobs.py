@@ -1,6 +1,6 @@
 """Work that is measured in a process of its own: ``python -m slm.bench.jobs NAME '{"argument": ...}'``.
 
-A job reports one JSON object: wall, cpu and amount of its timed part, and the most memory it had. In a process of its
+A job reports one JSON object: when its timed part began, wall, cpu and amount of that, and the most memory it had. In a process of its
 own nothing is warm from an earlier measurement, memory is its own, and a peer's logging stays out of the output.
 """
 
@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,9 @@ def at_the_line() -> None:
 
 def environment() -> dict[str, str]:
     """As ours, without the switches that the user or the tests set for a tokenizer's threads."""
-    return {k: v for k, v in os.environ.items() if k not in ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS")}
+    return {
+        k: v for k, v in os.environ.items() if k not in ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS", AT_THE_LINE)
+    }
 
 
 def _bind(cores: int) -> None:
@@ -74,8 +76,12 @@ def tokenise(text: str, tokenizer: str, out: str, backend: str, workers: int) ->
     from slm.data.tokenizer.backends import FAST
 
     _bind(workers)
+    import tokenizers  # noqa: F401
+
     for name in FAST if backend == "auto" else {backend} & set(FAST):
-        __import__(name)  # the peer's libraries are imported before its clock starts, too
+        importlib.import_module(name)  # the peer's libraries are imported before its clock starts, too
+        if name == "gigatoken":
+            importlib.import_module("awkward")  # which its arrays are made of
 
     def work() -> float:
         part = FromFile(path=tokenizer)
@@ -108,13 +114,10 @@ def datatrove(text: str, tokenizer: str, out: str, workers: int) -> dict[str, An
 
 
 def _timed(work: Callable[[], float]) -> dict[str, Any]:
-    """The report of some work: when it began, by `time.perf_counter`, and what it took."""
+    """The report of some work; see `slm.bench.clock.Timing`."""
     from slm.bench.clock import timed
 
-    at_the_line()
-    began = time.perf_counter()
-    timing = timed(work)
-    return {"began": began, "wall": timing.wall, "cpu": timing.cpu, "amount": timing.amount}
+    return asdict(timed(work, at_the_line))
 
 
 def load(root: str, megabytes: float, seq_len: int, rows: int) -> dict[str, Any]:
@@ -179,7 +182,7 @@ class Watch:
             self._look()
 
     def _look(self) -> None:
-        found = [_memory(pid) for pid in _family(os.getpid())]
+        found = [_memory(pid) for pid in family(os.getpid())]
         self.anonymous = max(self.anonymous, sum(anonymous for anonymous, _ in found))
         self.resident = max(self.resident, sum(resident for _, resident in found))
 
@@ -191,7 +194,8 @@ class Watch:
         return {"anonymous": self.anonymous, "resident": self.resident}
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
+    """A process and its descendants."""
     found, todo = [], [pid]
     while todo:
         found.append(one := todo.pop())

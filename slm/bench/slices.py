@@ -10,103 +10,142 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
-from slm.bench.clock import Timing
-from slm.bench.jobs import AT_THE_LINE, command_of, environment, report_of
+from slm.bench.clock import Timing, timing_of
+from slm.bench.jobs import AT_THE_LINE, command_of, environment, family, report_of
+from slm.config.children import with_parent
+from slm.config.errors import RunError
 
 
 @dataclass(frozen=True)
-class Job:
+class Contestant:
     """A job's name and arguments, and how many seconds one of its slices lasts."""
 
-    name: str
+    job: str
     arguments: Mapping[str, Any]
     slice_s: float = 1.0
 
 
-@dataclass
-class _Runner:
-    process: "subprocess.Popen[bytes]"
-    out: IO[bytes]
-    err: IO[bytes]
-    slices: list[tuple[float, float]] = field(default_factory=list)
-    """When it ran, by the clock that reports use."""
-
-    def signal(self, number: int) -> None:
-        """Send a signal to it and to its workers."""
-        os.killpg(self.process.pid, number)
-
-    def prepare(self) -> None:
-        """Wait until it has stopped at the line, or ended."""
-        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-
-    def go_on(self, seconds: float) -> bool:
-        """Run for so long, or until it ends; returns whether it has."""
-        began = time.perf_counter()
-        self.signal(signal.SIGCONT)
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.signal(signal.SIGSTOP)
-        self.slices.append((began, time.perf_counter()))
-        return self.process.returncode is not None
-
-    def end(self) -> None:
-        """Kill it and its workers, unless it has ended."""
-        if self.process.poll() is None:
-            self.signal(signal.SIGKILL)
-        self.process.wait()
-
-
-def in_slices(jobs: Mapping[str, Job]) -> dict[str, Timing]:
+def in_slices(contestants: Mapping[str, Contestant]) -> dict[str, Timing]:
     """Run all jobs to their ends, a slice of each in turn, none before all are ready; their timings.
 
     Time by the clock is that of a job's own slices. Jobs should end at about the same time, each with a slice in
     proportion to its length: what remains of the last when the others have ended has the machine to itself.
 
     Raises:
-        RunError: a job failed, with the end of its standard error.
+        RunError: a job failed, with the end of its standard error; or it didn't stop at the line.
     """
-    with _started(jobs) as runners:
+    with _started(contestants) as runners:
         timings: dict[str, Timing] = {}
-        while len(timings) < len(jobs):
+        while len(timings) < len(contestants):
             for name, runner in runners.items():
-                if name not in timings and runner.go_on(jobs[name].slice_s):
-                    timings[name] = _timing(jobs[name], runner)
+                if name not in timings and runner.go_on():
+                    timings[name] = runner.timing()
         return timings
 
 
 @contextmanager
-def _started(jobs: Mapping[str, Job]) -> Iterator[dict[str, _Runner]]:
-    """Processes of the jobs, each in a group of its own; none outlives this.
-
-    (Should this process be killed itself, the kernel ends them: stopped groups without a parent get SIGHUP.)
-    """
+def _started(contestants: Mapping[str, Contestant]) -> Iterator[dict[str, "_Runner"]]:
+    """The jobs' processes, each at the line and in a group of its own; none outlives this."""
     runners: dict[str, _Runner] = {}
-    with ExitStack() as stack:
-        for name, job in jobs.items():
+    with _sigterm_raises(), ExitStack() as stack:
+        for name, contestant in contestants.items():
             out, err = (
                 stack.enter_context(tempfile.TemporaryFile()) for _ in "oe"
             )  # a pipe would fill: nobody reads it
-            command, where = command_of(job.name, dict(job.arguments)), environment() | {AT_THE_LINE: "1"}
-            process = subprocess.Popen(command, stdout=out, stderr=err, env=where, process_group=0)
-            runners[name] = _Runner(process, out, err)
+            process = subprocess.Popen(
+                command_of(contestant.job, contestant.arguments), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                env=environment() | {AT_THE_LINE: "1"}, process_group=0, preexec_fn=with_parent(signal.SIGKILL),
+            )  # fmt: skip
+            runners[name] = _Runner(contestant, process, out, err)
             stack.callback(runners[name].end)
-            runners[name].prepare()  # one prepares after the other
+            runners[name].prepare()  # one after the other
         yield runners
 
 
-def _timing(job: Job, runner: _Runner) -> Timing:
-    report = report_of(job.name, job.arguments, runner.process.returncode, _text(runner.out), _text(runner.err))
-    began, ended = report["began"], report["began"] + report["wall"]
-    wall = sum(max(0.0, min(b, ended) - max(a, began)) for a, b in runner.slices)
-    return Timing(wall, report["cpu"], report["amount"])
+@dataclass
+class _Runner:
+    contestant: Contestant
+    process: "subprocess.Popen[bytes]"
+    out: IO[bytes]
+    err: IO[bytes]
+    slices: list[tuple[float, float]] = field(default_factory=list)
+    """When it ran, by the clock that reports use."""
+
+    def prepare(self) -> None:
+        """Wait until it has stopped at the line, or failed before."""
+        found = os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if found is not None and (found.si_code, found.si_status) == (os.CLD_EXITED, 0):
+            raise RunError(
+                f"The benchmark's job {self.contestant.job} didn't stop at the line: it can't run in slices."
+            )
+
+    def go_on(self) -> bool:
+        """Run for a slice, or until it ends; returns whether it has."""
+        began = time.perf_counter()
+        self._send(signal.SIGCONT)
+        try:
+            self.process.wait(self.contestant.slice_s)
+            self._send(signal.SIGKILL)  # workers that a crash has left
+        except subprocess.TimeoutExpired:
+            self._send(signal.SIGSTOP)
+            self._settle()
+        self.slices.append((began, time.perf_counter()))
+        return self.process.returncode is not None
+
+    def timing(self) -> Timing:
+        """What it reported at its end, with the time by the clock of its own slices."""
+        job, arguments = self.contestant.job, self.contestant.arguments
+        report = report_of(job, arguments, self.process.returncode, _text(self.out), _text(self.err))
+        timing = timing_of(report)
+        ended = timing.began + timing.wall
+        wall = sum(max(0.0, min(b, ended) - max(a, timing.began)) for a, b in self.slices)
+        return Timing(wall, timing.cpu, timing.amount, timing.began)
+
+    def end(self) -> None:
+        """Kill it and its workers, unless it has ended."""
+        if self.process.poll() is None:
+            self._send(signal.SIGKILL)
+        self.process.wait()
+
+    def _send(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def _settle(self) -> None:
+        """Wait until it and its workers have stopped: who is writing to a disk finishes that first, in its own time."""
+        while any(_state(pid) not in "TZX" for pid in family(self.process.pid)):
+            time.sleep(0.0005)
+
+
+def _state(pid: int) -> str:
+    """A process's state by a letter of ``/proc/PID/stat``: T stopped, Z and X ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM ends this process as an exception does, so that what it has started ends, too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _text(file: IO[bytes]) -> str:

@@ -10,7 +10,7 @@ from slm.bench.clock import Timing, rates
 from slm.bench.corpus import Work
 from slm.bench.machine import version
 from slm.bench.results import Result, Target, result
-from slm.bench.slices import Job, in_slices
+from slm.bench.slices import Contestant, in_slices
 from slm.config.cores import usable_cores
 from slm.config.errors import RunError
 from slm.data.tokenizer import Tokenizer, why_not
@@ -30,12 +30,12 @@ def run(work: Work) -> Iterator[Result]:
     for workers in sorted({1, usable_cores()}):
         same = {"text": str(text), "tokenizer": str(tokenizer), "workers": workers}
         jobs = {
-            name: Job("tokenise", same | {"backend": name}, SLICE_S / TARGETS[name])
+            name: Contestant("tokenise", same | {"backend": name}, SLICE_S / TARGETS[name])
             for name, missing in backends.items()
             if not missing
         }
         if peer:
-            jobs[peer] = Job("datatrove", same, SLICE_S)
+            jobs[peer] = Contestant("datatrove", same, SLICE_S)
         timings: dict[str, list[Timing]] = {name: [] for name in jobs}
         for _ in range(work.repeats):
             for name, timing in _run(work, jobs).items():
@@ -73,7 +73,7 @@ def _results(
         )
 
 
-def _run(work: Work, jobs: dict[str, Job]) -> dict[str, Timing]:
+def _run(work: Work, jobs: dict[str, Contestant]) -> dict[str, Timing]:
     with tempfile.TemporaryDirectory(prefix="out-", dir=work.root) as folder:
         return in_slices(
             {n: replace(job, arguments={**job.arguments, "out": f"{folder}/{n}"}) for n, job in jobs.items()}

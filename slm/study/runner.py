@@ -7,7 +7,6 @@ on from its newest checkpoint.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from slm.config.children import with_parent
 from slm.config.errors import RunError
 from slm.config.yaml import dump_yaml
 from slm.study.plan import Planned
@@ -97,14 +97,8 @@ def _start(planned: Planned, command: Command) -> subprocess.Popen[bytes]:
     with (planned.dir / "log.txt").open("wb") as log:
         return subprocess.Popen(
             command(recipe), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
-            start_new_session=True, preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            start_new_session=True, preexec_fn=with_parent(signal.SIGTERM),  # the run saves and leaves
         )  # fmt: skip
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to send SIGTERM when the runner is gone, even by SIGKILL: the run saves and leaves."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _wait_until_free(folder: Path, seconds: float = 60) -> None:

@@ -99,7 +99,8 @@ class Tokenizer(abc.ABC):
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
         """Ids of several texts, the same as one by one; ``threads`` None: as many as the library likes.
 
-        With ``threads=1`` no pool of threads is started or used, so worker processes don't get into each other's way.
+        With ``threads=1`` never more than one thread encodes, and the library's own pool isn't used, so worker processes
+        don't get into each other's way.
         """
         for text in texts:
             refuse_broken(text)

@@ -23,7 +23,7 @@ class Encoder(abc.ABC):
 
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of every text, uint32 of shape (tokens,). Raises `ConfigError` for text that isn't valid Unicode."""
+        """Ids of every text, uint32 of shape (tokens,), not to be written to. Raises `ConfigError` for text that isn't valid Unicode."""
 
 
 def as_array(ids: list[int]) -> np.ndarray:

@@ -78,8 +78,8 @@ class HuggingFace(Tokenizer):
         if threads is None:
             return self._ids(texts)
         with _without_pool():
-            # On one thread, too, on another than this one: that has a heap of its own, which holds nothing but encodings,
-            # and the library, which allocates for every word, is a tenth faster there than among a main thread's documents.
+            # A single thread isn't this one, either: another has a heap of its own with nothing but encodings in it, and
+            # the library, which allocates for every word, is a tenth faster there than among the main thread's documents.
             return self._ids(texts) if len(texts) < 2 else spread(texts, threads, self._ids)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
