@@ -61,11 +61,13 @@ class Op:
     def __call__(self, impl: str | None, *args: Any, **kwargs: Any) -> Any:
         """The op by the implementation asked for, the process's default where that is None."""
         choice = self.choose(impl or _default["impl"], args, kwargs)
+        if choice.impl == "compile" and _watched():
+            choice = Choice("torch", "somebody watches the operations, and torch compiles nothing then")
         if not torch.compiler.is_compiling():
             _note(self.name, choice)
         if choice.impl == "triton":
             return self.triton(*args, **kwargs)
-        if choice.impl == "compile" and not torch.compiler.is_compiling() and not _watched():
+        if choice.impl == "compile" and not torch.compiler.is_compiling():
             if self.compiled is None:
                 self.compiled = one_graph(self.torch)
             return self.compiled(*args, **kwargs)
@@ -96,7 +98,7 @@ class Op:
 
 
 def _watched() -> bool:
-    """Whether somebody counts or records operations, who wants to see them: torch compiles nothing then."""
+    """Whether somebody counts or records operations, who wants to see them."""
     return torch._C._len_torch_dispatch_stack() > 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from kernel_checks import CAN_TRITON, DEVICE, GPU, module, needs_triton
+from torch.utils.flop_counter import FlopCounterMode
 
 import slm_kernels
 from slm_kernels import Unsupported, chosen, rms_norm, set_default, supported, use
@@ -127,6 +128,17 @@ def test_compile_runs_the_torch_implementation_compiled(monkeypatch) -> None:
     x = torch.randn(2, 4)
     torch.testing.assert_close(rms_norm(x, impl="compile"), rms_norm(x, impl="torch"))
     assert calls == [op.torch]
+
+
+def test_nothing_is_compiled_while_operations_are_watched_and_that_is_said(monkeypatch) -> None:
+    module("dispatch")._noted.clear()
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled"))
+    monkeypatch.setattr(OPS["rms_norm"], "compiled", None)
+    with FlopCounterMode(display=False):
+        rms_norm(torch.randn(2, 4), impl="compile")
+    [choice] = chosen()["rms_norm"]
+    assert choice.impl == "torch"
+    assert "watches" in choice.reason
 
 
 @needs_triton
