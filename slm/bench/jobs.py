@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from slm.bench.line import AT_THE_LINE, at_the_line
 from slm.config.errors import RunError
 
 
@@ -38,16 +38,6 @@ def report_of(name: str, arguments: Mapping[str, Any], code: int, out: str, err:
         raise RunError(f"The benchmark's job {name} {arguments} failed: {err.strip()[-2000:]}")
     report: dict[str, Any] = json.loads(out.splitlines()[-1])
     return report
-
-
-AT_THE_LINE = "SLM_BENCH_AT_THE_LINE"
-"""Set for jobs that stop themselves once all is ready, until they are continued; see `slm.bench.slices`."""
-
-
-def at_the_line() -> None:
-    """Called by a job when all is imported and its clock is about to start."""
-    if os.environ.get(AT_THE_LINE):
-        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def environment() -> dict[str, str]:

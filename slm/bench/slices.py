@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from slm.bench.clock import Timing, timing_of
-from slm.bench.jobs import AT_THE_LINE, command_of, environment, family, report_of
+from slm.bench.jobs import command_of, environment, family, report_of
+from slm.bench.line import AT_THE_LINE
 from slm.config.children import with_parent
 from slm.config.errors import RunError
 
@@ -35,22 +35,22 @@ class Contestant:
     slice_s: float = 1.0
 
 
-def in_slices(contestants: Mapping[str, Contestant]) -> dict[str, Timing]:
-    """Run all jobs to their ends, a slice of each in turn, none before all are ready; their timings.
+def in_slices(contestants: Mapping[str, Contestant]) -> dict[str, dict[str, Any]]:
+    """Run all jobs to their ends, a slice of each in turn, none before all are ready; their reports.
 
-    Time by the clock is that of a job's own slices. Jobs should end at about the same time, each with a slice in
+    The time by the clock in them is that of a job's own slices. Jobs should end at about the same time, each with a slice in
     proportion to its length: what remains of the last when the others have ended has the machine to itself.
 
     Raises:
         RunError: a job failed, with the end of its standard error; or it didn't stop at the line.
     """
     with _started(contestants) as runners:
-        timings: dict[str, Timing] = {}
-        while len(timings) < len(contestants):
+        reports: dict[str, dict[str, Any]] = {}
+        while len(reports) < len(contestants):
             for name, runner in runners.items():
-                if name not in timings and runner.go_on():
-                    timings[name] = runner.timing()
-        return timings
+                if name not in reports and runner.go_on():
+                    reports[name] = runner.report()
+        return {name: reports[name] for name in contestants}
 
 
 @contextmanager
@@ -102,14 +102,12 @@ class _Runner:
         self.slices.append((began, time.perf_counter()))
         return self.process.returncode is not None
 
-    def timing(self) -> Timing:
+    def report(self) -> dict[str, Any]:
         """What it reported at its end, with the time by the clock of its own slices."""
         job, arguments = self.contestant.job, self.contestant.arguments
         report = report_of(job, arguments, self.process.returncode, _text(self.out), _text(self.err))
-        timing = timing_of(report)
-        ended = timing.began + timing.wall
-        wall = sum(max(0.0, min(b, ended) - max(a, timing.began)) for a, b in self.slices)
-        return Timing(wall, timing.cpu, timing.amount, timing.began)
+        began, ended = report["began"], report["began"] + report["wall"]
+        return {**report, "wall": sum(max(0.0, min(b, ended) - max(a, began)) for a, b in self.slices)}
 
     def end(self) -> None:
         """Kill it and its workers, unless it has ended."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
-from slm.bench.clock import Timing, rates
+from slm.bench.clock import Timing, rates, timing_of
 from slm.bench.corpus import Work
 from slm.bench.machine import version
 from slm.bench.results import Result, Target, result
@@ -38,8 +39,8 @@ def run(work: Work) -> Iterator[Result]:
             jobs[peer] = Contestant("datatrove", same, SLICE_S)
         timings: dict[str, list[Timing]] = {name: [] for name in jobs}
         for _ in range(work.repeats):
-            for name, timing in _run(work, jobs).items():
-                timings[name].append(timing)
+            for name, report in _run(work, jobs).items():
+                timings[name].append(timing_of(report))
         counts = {name: {t.amount for t in found} for name, found in timings.items()}
         if len(set.union(*counts.values())) != 1:
             raise RunError(f"The same text became different numbers of tokens: {counts}.")
@@ -73,7 +74,7 @@ def _results(
         )
 
 
-def _run(work: Work, jobs: dict[str, Contestant]) -> dict[str, Timing]:
+def _run(work: Work, jobs: dict[str, Contestant]) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="out-", dir=work.root) as folder:
         return in_slices(
             {n: replace(job, arguments={**job.arguments, "out": f"{folder}/{n}"}) for n, job in jobs.items()}

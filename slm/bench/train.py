@@ -6,17 +6,17 @@ import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from slm.bench.clock import Timing, in_turns, rates, timing_of
+from slm.bench.clock import rates, timing_of
 from slm.bench.corpus import Work
 from slm.bench.jobs import run_job
 from slm.bench.machine import machine
 from slm.bench.results import Result, Target, median, result
+from slm.bench.slices import Contestant, in_slices
 from slm.bench.training.job import LOG_EVERY, SAVE_EVERY, SHAPES, Job
 from slm.config.errors import ConfigError, RunError, suggest
 
@@ -25,6 +25,8 @@ PEERS = {"HF Trainer": ("transformers", "accelerate"), "litgpt": ("litgpt",), "p
 WARM = 3
 """Steps before the clock runs."""
 TEXT_MB = 2
+SLICE_S = 0.5
+"""How long a trainer goes on before the next one's turn, on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,12 @@ def _prepared(root: Path, settings: Settings, precision: str) -> Job:
 def beside(job: Job, repeats: int) -> Iterator[Result]:
     """Tokens per second of every trainer, by the processors' time and by the wall; ours over each of them."""
     missing = {name: [p for p in needs if importlib.util.find_spec(p) is None] for name, needs in PEERS.items()}
-    reports: dict[str, list[dict[str, Any]]] = {}
     names = ["slm", *(name for name, lacks in missing.items() if not lacks)]
-    timings = in_turns({name: partial(_turn, job, name, reports) for name in names}, repeats)
+    turns = [_turn(job, names) for _ in range(repeats)]
+    reports = {name: [turn[name] for turn in turns] for name in names}
     for name in names:
         _trained(job, name, reports[name])
+    timings = {name: [timing_of(report) for report in found] for name, found in reports.items()}
     ours = rates(timings["slm"], 1e3)
     for name, lacks in missing.items():
         theirs = rates(timings[name], 1e3) if name in timings else None
@@ -160,11 +163,17 @@ def beside(job: Job, repeats: int) -> Iterator[Result]:
             yield _memory(name, reports)
 
 
-def _turn(job: Job, name: str, reports: dict[str, list[dict[str, Any]]]) -> Timing:
-    with tempfile.TemporaryDirectory(prefix="out-", dir=job.root) as out:
-        report = run_job("train", trainer=name, job={**job.as_dict(), "out": out})
-    reports.setdefault(name, []).append(report)
-    return timing_of(report)
+def _turn(job: Job, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Every trainer's report: in slices, on a CPU; one after the other on a GPU, whose memory they would have to share."""
+    with tempfile.TemporaryDirectory(prefix="out-", dir=job.root) as folder:
+        arguments: dict[str, dict[str, Any]] = {}
+        for number, name in enumerate(names):
+            out = Path(folder, str(number))
+            out.mkdir()
+            arguments[name] = {"trainer": name, "job": {**job.as_dict(), "out": str(out)}}
+        if job.device.startswith("cuda"):
+            return {name: run_job("train", **given) for name, given in arguments.items()}
+        return in_slices({name: Contestant("train", given, SLICE_S) for name, given in arguments.items()})
 
 
 def _trained(job: Job, name: str, reports: list[dict[str, Any]]) -> None:
@@ -182,10 +191,10 @@ def _trained(job: Job, name: str, reports: list[dict[str, Any]]) -> None:
 
 def _losses(job: Job, reports: dict[str, list[dict[str, Any]]]) -> str:
     last = ", ".join(f"{name} {found[0]['losses'][-1]:.2f}" for name, found in reports.items())
-    s = job.shape
+    s, sliced = job.shape, "" if job.device.startswith("cuda") else f", in slices of {SLICE_S:g} s in turn"
     return (
         f"{job.shape.params(job.vocab):,} parameters in all of them, {s.rows} rows of {s.seq_len} tokens a step, {job.precision}, "
-        f"{job.steps} steps after {job.warm} that don't count; the last loss written down: {last}. slm keeps documents apart within a "
+        f"{job.steps} steps after {job.warm} that don't count{sliced}; the last loss written down: {last}. slm keeps documents apart within a "
         f"row, the others don't; none of them is compiled"
     )
 

@@ -65,7 +65,7 @@ def test_backends_that_disagree_are_no_result(work: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(tokenising, "version", lambda name: "1")
     monkeypatch.setattr(tokenising, "why_not", lambda tokenizer, name: "" if name == "hf" else "left out")
     monkeypatch.setattr(
-        tokenising, "in_slices", lambda jobs: {name: Timing(1.0, 1.0, 100 + i) for i, name in enumerate(jobs)}
+        tokenising, "in_slices", lambda jobs: {name: vars(Timing(1.0, 1.0, 100 + i)) for i, name in enumerate(jobs)}
     )
     with pytest.raises(RunError, match="different numbers of tokens"):
         run(work, "tokenise")

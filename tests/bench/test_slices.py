@@ -22,7 +22,7 @@ from slm.config.errors import RunError
 
 COUNTS = """
 import json, os, time
-from slm.bench.jobs import at_the_line
+from slm.bench.line import at_the_line
 open({ready!r}, "w").close()
 at_the_line()
 everybody = [os.path.exists(path) for path in {all_ready!r}]
@@ -35,7 +35,7 @@ json.dump([everybody, seen], open({log!r}, "w"))
 print(json.dumps({{"began": began, "wall": time.perf_counter() - began, "cpu": 1.0, "amount": len(seen)}}))
 """
 FAILS = """
-from slm.bench.jobs import at_the_line
+from slm.bench.line import at_the_line
 {at_the_line}
 raise SystemExit("the disk is full")
 """
@@ -43,7 +43,7 @@ WAITS = """
 import os, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 open({pids!r}, "w").write(f"{{os.getpid()}} {{child.pid}}")
-from slm.bench.jobs import at_the_line
+from slm.bench.line import at_the_line
 at_the_line()
 {then}
 """
@@ -70,15 +70,15 @@ def test_nobody_starts_before_all_are_ready_and_then_they_alternate(tmp_path: Pa
         )
         for name in "ab"
     }
-    timings = in_slices(jobs)
+    reports = in_slices(jobs)
     seen: list[tuple[float, str]] = []
     for name in "ab":
         everybody, times = json.loads((tmp_path / name).read_text())
         assert all(everybody), f"{name} began when not all were ready"
         seen += [(time, name) for time in times]
         span = times[-1] - times[0]
-        assert 0 < timings[name].wall < 0.9 * span, "time in which it was stopped isn't its own"
-        assert timings[name].amount == len(times)
+        assert 0 < reports[name]["wall"] < 0.9 * span, "time in which it was stopped isn't its own"
+        assert reports[name]["amount"] == len(times)
     changes = sum(a[1] != b[1] for a, b in pairwise(sorted(seen)))
     assert changes >= 4
 

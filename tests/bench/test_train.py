@@ -125,8 +125,25 @@ def canned(losses: tuple[float, ...] = (8.0, 6.0), **params: int) -> Callable[..
     return run_job
 
 
+def can(monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    """Jobs are canned, alone and in slices."""
+    job = canned(**options)
+    monkeypatch.setattr(bench, "run_job", job)
+    monkeypatch.setattr(bench, "in_slices", lambda who: {n: job(c.job, **c.arguments) for n, c in who.items()})
+
+
+@pytest.mark.slow
+def test_trainers_take_turns_in_slices(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "SLICE_S", 0.1)
+    found = bench._turn(job, ["slm", "plain loop"])
+    for report in found.values():
+        assert report["wall"] > 0
+        assert report["losses"][-1] < report["losses"][0]
+    assert found["slm"]["params"] == found["plain loop"]["params"]
+
+
 def test_results_say_ratios_targets_and_who_is_missing(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "run_job", canned())
+    can(monkeypatch)
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None if name == "litgpt" else name)
     found = {one.name: one for one in bench.beside(job, 2)}
     one = found["train, beside plain loop"]
@@ -146,16 +163,16 @@ def test_results_say_ratios_targets_and_who_is_missing(job: Job, monkeypatch: py
 
 def test_what_does_not_train_or_is_another_model_is_no_result(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(bench, "run_job", canned(litgpt=7))
+    can(monkeypatch, litgpt=7)
     with pytest.raises(RunError, match="litgpt trained 7 parameters instead of 336,192"):
         list(bench.beside(job, 1))
-    monkeypatch.setattr(bench, "run_job", canned(losses=(8.0, 8.0)))
+    can(monkeypatch, losses=(8.0, 8.0))
     with pytest.raises(RunError, match="loss of slm didn't fall"):
         list(bench.beside(job, 1))
 
 
 def test_json_table_and_page(prepared: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "run_job", canned())
+    can(monkeypatch)
     monkeypatch.setattr(bench, "TEXT_MB", 1)
     page = tmp_path / "page.md"
     asked = ["bench", "train", "--model", "tiny", "--repeats", "1", "--device", "cpu", "--work", prepared.root]

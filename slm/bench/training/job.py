@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slm.bench.line import at_the_line
 from slm.cost.resident import peak_resident_bytes
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class Stopwatch:
     """Told of the end of every step, it times those behind the first ``warm``: by the wall and by the processors."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.step, self.wall, self.cpu = job, 0, 0.0, 0.0
+        self.job, self.step, self.began, self.wall, self.cpu = job, 0, 0.0, 0.0, 0.0
         self.losses: list[float] = []
 
     def lap(self) -> None:
@@ -151,16 +152,18 @@ class Stopwatch:
                 import torch
 
                 torch.cuda.synchronize()
-            now = time.perf_counter(), time.process_time()
-            if self.step == self.job.total:
-                now = now[0] - self.wall, now[1] - self.cpu
-            self.wall, self.cpu = now
+            if self.step == self.job.warm:
+                at_the_line()
+                self.began, self.cpu = time.perf_counter(), time.process_time()
+            else:
+                self.wall, self.cpu = time.perf_counter() - self.began, time.process_time() - self.cpu
 
     def report(self, params: int, losses: list[float]) -> dict[str, Any]:
         """What a job says. ``losses``: of the records, in order."""
         if self.step != self.job.total:
             raise RuntimeError(f"{self.step} of {self.job.total} steps were taken")
         return {
+            "began": self.began,
             "wall": self.wall,
             "cpu": self.cpu,
             "amount": self.job.steps * self.job.shape.batch_tokens,
