@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from slm.config.registry import Registry
 from slm.cost.cost import Cost
 from slm.model.parts import BuildContext, ModelPart
 from slm_kernels import fused, rms_norm
+from slm_kernels.matmul import no_autocast
 
 Gain = Literal["plain", "one_plus", "none"]
 
@@ -91,10 +93,45 @@ class RMSNorm(Norm):
         return super().forward(x)
 
     def normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return _RMSNormOnCPU.apply(x, weight, self.eps)  # type: ignore[no-any-return]
         return F.rms_norm(x, (self.width,), weight, self.eps)
 
     def size(self, x: Tensor) -> Tensor:
         return _wide(x).square().mean(-1).sqrt()
+
+
+class _RMSNormOnCPU(torch.autograd.Function):
+    """`F.rms_norm` in a third of the time, where torch makes it of a dozen plain operations, each through memory.
+
+    With r = 1 / sqrt(mean(x^2) + eps), y = r x w and, summed over the width H,
+    dx = r (w dy - r^2 / H sum(w x dy) x), dw = sum of r x dy over the rows. Kept for the way back: x, w and r.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        rstd = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, rstd)
+        y = x * rstd
+        return y if weight is None else y.mul_(weight)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight, rstd = ctx.saved_tensors
+        width, dx, dw = x.shape[-1], None, None
+        with no_autocast(x):
+            xdy_NH = (dy * x).reshape(-1, width)
+            if ctx.needs_input_grad[0]:
+                sum_N = xdy_NH.sum(-1) if weight is None else xdy_NH.mv(weight)
+                share = sum_N.view(rstd.shape).mul_(rstd).mul_(rstd).div_(-width)
+                wide = dy if weight is None else dy * weight
+                dx = torch.addcmul(wide, x, share).mul_(rstd)
+            if weight is not None and ctx.needs_input_grad[1]:
+                dw = xdy_NH.mul_(rstd.view(-1, 1)).sum(
+                    0
+                )  # not by a product: its sums over thousands of rows are less exact
+        return dx, dw, None
 
 
 class LayerNorm(Norm):
