@@ -59,9 +59,8 @@ def _started(contestants: Mapping[str, Contestant]) -> Iterator[dict[str, "_Runn
     runners: dict[str, _Runner] = {}
     with _sigterm_raises(), ExitStack() as stack:
         for name, contestant in contestants.items():
-            out, err = (
-                stack.enter_context(tempfile.TemporaryFile()) for _ in "oe"
-            )  # a pipe would fill: nobody reads it
+            # Files, since nobody reads a pipe while it fills.
+            out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in "oe")
             process = subprocess.Popen(
                 command_of(contestant.job, contestant.arguments), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
                 env=environment() | {AT_THE_LINE: "1"}, process_group=0, preexec_fn=with_parent(signal.SIGKILL),

@@ -93,7 +93,7 @@ class RMSNorm(Norm):
         return super().forward(x)
 
     def normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if x.device.type == "cpu":
             return _RMSNormOnCPU.apply(x, weight, self.eps)  # type: ignore[no-any-return]
         return F.rms_norm(x, (self.width,), weight, self.eps)
 

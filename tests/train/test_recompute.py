@@ -103,9 +103,11 @@ def test_the_less_is_kept_the_less_is_held() -> None:
     assert len(set(sizes.values())) == len(sizes)
     assert sizes[repr(Full())] < held(Every()) < sizes[repr(NoRecompute())]
     # all that full keeps of one more block is what enters it: 2 rows x 64 tokens x 64 numbers of 4 bytes
-    assert held(Full(), 5) - held(Full(), 4) == 2 * 64 * 64 * 4
-    # of one more block ops keeps 12 tensors of the model's width where none keeps 20
-    assert held(Ops(), 5) - held(Ops(), 4) < 0.61 * (held(NoRecompute(), 5) - held(NoRecompute(), 4))
+    entering = 2 * 64 * 64 * 4
+    assert held(Full(), 5) - held(Full(), 4) == entering
+    # ops keeps 12 tensors of that size where none keeps 20, each a little more for statistics of norms
+    assert held(Ops(), 5) - held(Ops(), 4) < 12.1 * entering
+    assert held(NoRecompute(), 5) - held(NoRecompute(), 4) < 20.1 * entering
 
 
 @pytest.mark.parametrize(("k", "again"), [(1, [0, 1, 2, 3, 4, 5]), (2, [0, 2, 4]), (4, [0, 4]), (9, [0])])
