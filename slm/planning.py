@@ -115,7 +115,7 @@ def _rows(run: Run, world: int) -> int:
 
 def _memory(run: Run, costs: ModelCost, teacher: Model | None, rows: int, world: int, device: str) -> dict[str, Any]:
     """Bytes by kind for one process."""
-    accumulates = run.train.batch_tokens // run.data.seq_len // world > rows
+    accumulates = run.train.batch_tokens // run.data.seq_len // world > rows or run.impl.cuda_graphs  # gradients stay
     parallel = run.impl.parallel
     held = footprint.of_forward_backward(
         run.model,

@@ -88,6 +88,9 @@ def median(values: list[float]) -> float:
     return float(statistics.median(values))
 
 
+BY_PROCESSORS = (
+    "Rates are per second of processor time, children included; *by the wall* is the ratio of the rates by the clock."
+)
 COLUMNS = ("benchmark", "slm", "unit", "peer", "peer's", "ratio", "by the wall", "target", "met")
 
 
@@ -113,6 +116,7 @@ def markdown(title: str, report: Mapping[str, Any], results: list[Result], comma
     """A page of documentation: when and where it was measured, the table, the notes."""
     machine = report["machine"]
     versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in machine["versions"].items())
+    gpu = f"{machine['gpu']}. " if machine.get("gpu") else ""
     load = ", ".join(f"{x:.1f}" for x in machine["load"])
     lines = [
         f"# {title}",
@@ -120,10 +124,10 @@ def markdown(title: str, report: Mapping[str, Any], results: list[Result], comma
         f"Written by `{command}` on {machine['date']}; do not edit.",
         "",
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:.0f} GiB; load averages at the start {load} "
-        f"(other work was running where they are above 0). Python {machine['python']}, {versions}.",
+        f"(other work was running where they are above 0). {gpu}Python {machine['python']}, {versions}.",
         "",
-        "Rates are per second of processor time, children included; *by the wall* is the ratio of the rates by the clock. Ours "
-        f"and the peer's took turns; medians of {report['settings']['repeats']}.",
+        ("Rates are by the clock." if gpu else BY_PROCESSORS)
+        + f" Ours and the peer's took turns; medians of {report['settings']['repeats']}.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),

@@ -5,19 +5,20 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from slm.bench.clock import rates, timing_of
+from slm.bench.clock import Timing, rates, timing_of
 from slm.bench.corpus import Work
 from slm.bench.jobs import run_job
 from slm.bench.machine import machine
 from slm.bench.results import Result, Target, median, result
 from slm.bench.slices import Contestant, in_slices
-from slm.bench.training.job import LOG_EVERY, SAVE_EVERY, SHAPES, Job
+from slm.bench.training.added import overhead, records
+from slm.bench.training.job import SHAPES, Job
 from slm.config.errors import ConfigError, RunError, suggest
 
 PEERS = {"HF Trainer": ("transformers", "accelerate"), "litgpt": ("litgpt",), "plain loop": ()}
@@ -25,6 +26,13 @@ PEERS = {"HF Trainer": ("transformers", "accelerate"), "litgpt": ("litgpt",), "p
 WARM = 3
 """Steps before the clock runs."""
 TEXT_MB = 2
+EXECUTED: dict[str, dict[str, Any]] = {
+    "": {},
+    "recorded": {"cuda_graphs": True},
+    "compiled": {"compile": "blocks"},
+    "compiled and recorded": {"compile": "blocks", "cuda_graphs": True},
+}
+"""Ways of executing our trainer's steps on a GPU, and what of ``impl`` they are."""
 SLICE_S = 0.5
 """How long a trainer goes on before the next one's turn, on a CPU."""
 
@@ -87,6 +95,10 @@ def run(
     settings.check()
     precision = "bf16" if fast_bf16(pick_device(device)) else "fp32"
     report: dict[str, Any] = {"machine": machine(), "settings": {**vars(settings), "precision": precision}}
+    if settings.device == "cuda":
+        import torch
+
+        report["machine"]["gpu"] = torch.cuda.get_device_name()
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="slm-bench-") as temporary:
         root = work or Path(temporary)
@@ -145,9 +157,9 @@ def beside(job: Job, repeats: int) -> Iterator[Result]:
     for name in names:
         _trained(job, name, reports[name])
     timings = {name: [timing_of(report) for report in found] for name, found in reports.items()}
-    ours = rates(timings["slm"], 1e3)
+    ours = _rates(job, timings["slm"])
     for name, lacks in missing.items():
-        theirs = rates(timings[name], 1e3) if name in timings else None
+        theirs = _rates(job, timings[name]) if name in timings else None
         yield result(
             f"train, beside {name}",
             ours[0],
@@ -160,7 +172,7 @@ def beside(job: Job, repeats: int) -> Iterator[Result]:
         )
     for name, lacks in missing.items():
         if not lacks:
-            yield _memory(name, reports)
+            yield _memory(job, name, reports)
 
 
 def _turn(job: Job, names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -199,72 +211,54 @@ def _losses(job: Job, reports: dict[str, list[dict[str, Any]]]) -> str:
     )
 
 
-def _memory(name: str, reports: dict[str, list[dict[str, Any]]]) -> Result:
-    peaks = {n: median([r["resident"] / 2**30 for r in reports[n]]) for n in ("slm", name)}
-    note = "resident memory of the process at its peak, libraries included"
+def _memory(job: Job, name: str, reports: dict[str, list[dict[str, Any]]]) -> Result:
+    peaks = {n: median([r["memory"] / 2**30 for r in reports[n]]) for n in ("slm", name)}
+    on_gpu = "the most of the GPU's memory that was in use"
+    note = on_gpu if job.device.startswith("cuda") else "resident memory of the process at its peak, libraries included"
     return result(
         f"memory, beside {name}", peaks["slm"], "GiB", peer=name, peer_value=peaks[name], less_is_better=True, note=note
     )
 
 
-# ---- our loop beside nothing ------------------------------------------------------------------------
+# ---- ours, executed otherwise ------------------------------------------------------------------------
 
 
-def overhead(job: Job, repeats: int) -> Iterator[Result]:
-    """What the loop adds to forward, backward and optimiser step, in per cent of those."""
-    found = _overhead(job, "overhead", repeats)
-    loop, bare, inside, outside = (found[name] for name in ("loop", "bare", "inside", "outside"))
-    yield result(
-        "overhead, the loop over the bare work",
-        100 * outside["cpu"] / inside["cpu"],
-        "%",
-        target=Target("<", 3.0),
-        note=(
-            "processor time of a step outside of forward, backward and optimiser step: loader, clipping, the check for bad gradients, "
-            f"records with norms; by the wall {100 * outside['wall'] / inside['wall']:.1f}%. In turns with a bare loop: "
-            f"{_more(loop['cpu'], bare['cpu']):+.1f}%, by the wall {_more(loop['wall'], bare['wall']):+.1f}%, which is the machine's noise where it "
-            f"is far from the first. A bare step takes {bare['cpu'] * 1e3:.0f} ms; {job.shape.params(job.vocab):,} parameters"
-        ),
-    )
+def executed(job: Job, repeats: int) -> Iterator[Result]:
+    """Tokens per second of our trainer compiled and recorded, over the same kernels one by one; nothing without a GPU."""
+    if not job.device.startswith("cuda"):
+        return
+    found = {how: _ours(replace(job, impl=impl), repeats) for how, impl in EXECUTED.items()}
+    for how, impl in EXECUTED.items():
+        if impl:
+            yield result(
+                f"train, {how}",
+                found[how][0],
+                "ktok/s",
+                peer="kernels one by one",
+                peer_value=found[""][0],
+                wall=(found[how][1], found[""][1]),
+                note=f"{job.shape.params(job.vocab):,} parameters, {job.shape.rows} rows of {job.shape.seq_len} tokens a step, {job.precision}",
+            )
 
 
-def records(job: Job, repeats: int) -> Iterator[Result]:
-    """What records and checkpoints add to a loop without them, in per cent of a step."""
-    found = _overhead(job, "watched", repeats)
-    off, written, saves, inside = (found[name] for name in ("off", "records", "saves", "inside"))
-    share, of = LOG_EVERY / SAVE_EVERY, {c: inside[c] + off[c] for c in ("cpu", "wall")}
-    kept = {c: 100 * (written[c] - off[c]) / of[c] for c in of}
-    cost = {c: kept[c] + 100 * share * (saves[c] - written[c]) / of[c] for c in of}
-    yield result(
-        "overhead, records and checkpoints",
-        cost["cpu"],
-        "%",
-        target=Target("<", 2.0),
-        note=(
-            f"records every {LOG_EVERY} steps ({kept['cpu']:+.2f}%, with the counting at every step) and a checkpoint every {SAVE_EVERY} (a "
-            f"save costs {(saves['cpu'] - written['cpu']) * 1e3:.0f} ms of the processors' time, {(saves['wall'] - written['wall']) * 1e3:.0f} ms "
-            f"by the wall). Both by the wall: {cost['wall']:+.2f}%. {job.shape.params(job.vocab):,} parameters"
-        ),
-    )
+def _ours(job: Job, repeats: int) -> tuple[float, float]:
+    """`_rates` of our trainer."""
+    turns = [_turn(job, ["slm"])["slm"] for _ in range(repeats)]
+    _trained(job, "slm", turns)
+    return _rates(job, [timing_of(report) for report in turns])
 
 
-def _overhead(job: Job, name: str, repeats: int) -> dict[str, dict[str, float]]:
-    """Medians of what a job of `slm.bench.training.overhead` reports."""
-    found = []
-    for _ in range(repeats):
-        with tempfile.TemporaryDirectory(prefix="out-", dir=job.root) as out:
-            found.append(run_job("train", trainer=name, job={**job.as_dict(), "out": out}))
-    return {
-        part: {c: median([one[part][c] for one in found]) for c in ("cpu", "wall")}
-        for part, value in found[0].items()
-        if isinstance(value, dict)
-    }
+def _rates(job: Job, timings: list[Timing]) -> tuple[float, float]:
+    """Medians of thousands of tokens per second of processor time, and by the wall; both by the wall on a GPU, whose work the
+    processors' time says nothing of."""
+    by_processors, by_wall = rates(timings, 1e3)
+    return (by_wall if job.device.startswith("cuda") else by_processors), by_wall
 
 
-def _more(a: float, b: float) -> float:
-    """Per cent that a is more than b."""
-    return 100 * (a / b - 1)
-
-
-PARTS: dict[str, Callable[[Job, int], Iterator[Result]]] = {"beside": beside, "overhead": overhead, "records": records}
+PARTS: dict[str, Callable[[Job, int], Iterator[Result]]] = {
+    "beside": beside,
+    "executed": executed,
+    "overhead": overhead,
+    "records": records,
+}
 """What is measured, by name: functions that take the job and a number of repeats, and yield results."""

@@ -69,7 +69,8 @@ def train(
     threads: Annotated[int, typer.Option(help="torch's threads, in every trainer.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     only: Annotated[
-        list[str] | None, typer.Option(help="Measure this alone (may be repeated): beside, overhead, records.")
+        list[str] | None,
+        typer.Option(help="Measure this alone (may be repeated): beside, executed (on a GPU), overhead, records."),
     ] = None,
     work: Annotated[Path | None, typer.Option(help="Keep text, tokenizer and store here, for a next time.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table into this file, for the docs.")] = None,

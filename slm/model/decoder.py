@@ -55,6 +55,7 @@ class Decoder(nn.Module):
         self.norm = places[0].norm() if config.residual.final_norm else nn.Identity()
         self.further = config.aux.build(places[-1])
         self.attention_backend = "auto"
+        self.recorded = False
 
     def init_weights(self, seed: int) -> "Decoder":
         """Fill all parameters from a seed, the same on every device. Returns self."""
@@ -122,7 +123,7 @@ class Decoder(nn.Module):
         encodings = [made[i] for i in self.position_of]
         if docs_BT is not None:
             docs_BT = docs_BT.expand(tokens_BT.shape)
-        mask = Mask(length, tokens_BT.device, docs_BT, past)
+        mask = Mask(length, tokens_BT.device, docs_BT, past, graph=self.recorded)
         prepare(self.attention_backend, self.config, mask, working_dtype(self.embedding.weight))
         sequence = Sequence(tokens_BT, positions_BT, mask, encodings, self.attention_backend, cache)
         x_BTD = self._embed(tokens_BT, positions_BT, past + length)

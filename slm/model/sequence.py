@@ -22,12 +22,13 @@ from slm.model.position.base import Position, Tables
 @dataclass
 class Mask:
     """Who may attend to whom: earlier tokens of the same document, within a window. ``past``: tokens before these. The tokens of a
-    document stand together in ``docs_BT``."""
+    document stand together in ``docs_BT``. ``graph``: the host can't look at values, since what is done is recorded."""
 
     length: int
     device: torch.device
     docs_BT: Tensor | None = None
     past: int = 0
+    graph: bool = False
     _made: dict[tuple[object, ...], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -117,6 +117,9 @@ class Impl(Config):
     compile: Literal["none", "blocks", "whole"] = "none"
     """blocks: each block becomes fused code, compiled once for all that are alike; whole: the forward pass and the loss as one
     graph, which may be faster and takes longer to compile. true is blocks, false is none."""
+    cuda_graphs: bool = False
+    """Record a micro-batch's forward and backward pass and play it back, which spares a GPU's host the launching of kernels one by one:
+    for small models and small micro-batches, in one process (`slm.train.recording`)."""
     recompute: RecomputeSlot = NoRecompute()
     """What the backward pass computes again instead of keeping it."""
     kernels: Literal["auto", "triton", "torch", "compile"] = "auto"

@@ -105,7 +105,7 @@ class Session:
         loader = Loader(plan, self.course.batches.rows[-1], rank=world.rank, world=world.size, say=progress.say)
         self.attention = told(explain(
             run.impl.attention, run.model, world.device, product_dtype(run.train.precision),
-            run.data.seq_len, compiling=run.impl.compile != "none",
+            run.data.seq_len, graph=run.impl.compile != "none" or run.impl.cuda_graphs,
         ))  # fmt: skip
         self.state: TrainState = build(run, corpus, loader, self.course, world)
         token_bytes_V = torch.from_numpy(corpus.tokenizer.token_bytes)

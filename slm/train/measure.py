@@ -166,10 +166,15 @@ class Meter:
 
     # ---- activations --------------------------------------------------------------------------------
 
+    @property
+    def watching(self) -> bool:
+        """Whether the step at hand is one in which `looking` looks."""
+        return self._due and self.run.log.activations
+
     @contextmanager
     def looking(self) -> Iterator[None]:
         """Around the step: what every layer gives is looked at, if it will be recorded and was asked for."""
-        if not (self._due and self.run.log.activations):
+        if not self.watching:
             yield
             return
         self._activations, hooks = {}, []

@@ -19,7 +19,7 @@ from slm.data.loader import Loader
 from slm.model.classes import classify
 from slm.model.decoder import Decoder
 from slm.model.init import describe_tensor
-from slm.train import compiling, float8
+from slm.train import compiling, float8, recording
 from slm.train.averaging import Ema
 from slm.train.course import Course
 from slm.train.distill.loss import loss_module
@@ -98,7 +98,9 @@ def build(run: "Run", corpus: Corpus, loader: Loader, course: Course, world: Wor
     if run.train.init_from is not None and run.train.branch is None and checkpoint.latest(run_dir_of(run)) is None:
         load_given(model, run.train.init_from, run.train.init_from_hash)  # else the weights come from a checkpoint
     model = model.to(world.device)
-    model.attention_backend = run.impl.attention
+    model.attention_backend, model.recorded = run.impl.attention, run.impl.cuda_graphs
+    if run.impl.cuda_graphs:
+        recording.check(model, world)
     if run.train.precision == "fp8":
         float8.apply(model)
     run.impl.recompute.apply(model)

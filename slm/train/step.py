@@ -18,6 +18,7 @@ from slm.train.course import Course
 from slm.train.optim import set_rate
 from slm.train.optim.steps.shards import local, whole
 from slm.train.parallel.world import World
+from slm.train.recording import CudaRecorder, Inputs, Recorded, Sums
 
 if TYPE_CHECKING:
     from slm.run import Run
@@ -31,6 +32,7 @@ class Stepper:
     def __init__(self, state: "TrainState", run: "Run", world: World, course: Course, meter: "Meter") -> None:
         self.state, self.run, self.world, self.course, self.meter = state, run, world, course, meter
         self.norm = torch.zeros(())
+        self.recorded = Recorded(self._pass, CudaRecorder(world.device)) if run.impl.cuda_graphs else None
 
     def __call__(self, batch: Batch) -> None:
         """Take a step. ``batch``: this process's share of the global one."""
@@ -48,18 +50,25 @@ class Stepper:
         for optimizer in state.optimizers:
             optimizer.found_inf, optimizer.grad_scale = bad, None  # type: ignore[attr-defined]
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=self.recorded is None)
         if state.ema is not None:
             state.ema.update(bad)
         state.step += 1
 
     def _forward_backward(self, batch: Batch, targets: Tensor) -> None:
         """Add the gradient of the loss per target of the *global* batch; processes are averaged, hence the factor."""
-        b = batch.to(self.world.device)
-        with autocast(self.world.device, self.run.train.precision):
-            loss, nll, kl = self.state.spread.module(*self.state.objective.inputs(b))
-        (loss * (self.world.size / targets).to(loss.dtype)).backward()
+        inputs, factor = self.state.objective.inputs(batch.to(self.world.device)), self.world.size / targets
+        if self.recorded is None:
+            nll, kl = self._pass(inputs, factor)
+        else:
+            nll, kl = self.recorded(inputs, factor, watched=self.meter.watching)
         self.meter.count(batch, nll, kl)
+
+    def _pass(self, inputs: Inputs, factor: Tensor) -> Sums:
+        with autocast(self.world.device, self.run.train.precision):
+            loss, nll, kl = self.state.spread.module(*inputs)
+        (loss * factor.to(loss.dtype)).backward()
+        return nll.detach(), kl.detach()
 
     def _clip(self) -> Tensor:
         """Scale the gradients down to ``train.clip``; returns the norm that they had."""

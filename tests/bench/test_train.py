@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from slm.bench import train as bench
-from slm.bench.training import ours, overhead, plain
+from slm.bench.training import added, ours, overhead, plain
 from slm.bench.training.job import SHAPES, WARMUP, Job, Stopwatch
 from slm.cli.main import app
 from slm.config.errors import ConfigError, RunError
@@ -119,7 +119,7 @@ def canned(losses: tuple[float, ...] = (8.0, 6.0), **params: int) -> Callable[..
             "amount": 30_000,
             "params": params.get(trainer.replace(" ", "_"), right),
             "losses": list(losses),
-            "resident": 2**30,
+            "memory": 2**30,
         }
 
     return run_job
@@ -129,6 +129,7 @@ def can(monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
     """Jobs are canned, alone and in slices."""
     job = canned(**options)
     monkeypatch.setattr(bench, "run_job", job)
+    monkeypatch.setattr(added, "run_job", job)
     monkeypatch.setattr(bench, "in_slices", lambda who: {n: job(c.job, **c.arguments) for n, c in who.items()})
 
 
@@ -159,6 +160,27 @@ def test_results_say_ratios_targets_and_who_is_missing(job: Job, monkeypatch: py
         1.0 + 0.5
     )  # 1% of records, and 5% of ten steps for a save, spread over a hundred
     assert more.met
+
+
+def test_on_a_gpu_ours_is_also_recorded_and_compiled_and_the_wall_counts(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each way twice as fast as the one before, by the wall; its processors are idle."""
+    assert not list(bench.executed(job, 1))
+    as_told = canned()
+
+    def run_job(kind: str, trainer: str, job: dict[str, Any]) -> dict[str, Any]:
+        faster = list(bench.EXECUTED.values()).index(job["impl"])
+        made = Job.of({**job, "device": "cpu", "impl": {k: v for k, v in job["impl"].items() if k == "compile"}})
+        assert made.run().impl.compile == job["impl"].get("compile", "none")
+        return as_told(kind, trainer, job) | {"wall": 2.0 / 2**faster, "cpu": 0.01}
+
+    monkeypatch.setattr(bench, "run_job", run_job)
+    found = list(bench.executed(replace(job, device="cuda"), 2))
+    assert [one.name for one in found] == ["train, recorded", "train, compiled", "train, compiled and recorded"]
+    assert [one.value for one in found] == [30.0, 60.0, 120.0]
+    assert [one.peer_value for one in found] == [15.0] * 3
+    assert [one.ratio for one in found] == [2.0, 4.0, 8.0]
 
 
 def test_what_does_not_train_or_is_another_model_is_no_result(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

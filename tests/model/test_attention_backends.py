@@ -282,8 +282,8 @@ def test_auto_takes_the_first_that_can(asked: Request, backend: str, reason: str
 @pytest.mark.usefixtures("_gpu")
 def test_a_backend_that_was_asked_for_is_never_replaced() -> None:
     assert choose("varlen", ROW) == Choice("varlen", "asked for")
-    with pytest.raises(ConfigError, match=r"varlen can't do .* a compiled graph can't; use flex"):
-        choose("varlen", ROW._replace(documents=True, compiling=True))
+    with pytest.raises(ConfigError, match=r"varlen can't do .* which no compiled or recorded graph can do; use flex"):
+        choose("varlen", ROW._replace(documents=True, graph=True))
     with pytest.raises(ConfigError, match="Did you mean 'flex'"):
         choose("flexx", ROW)
     with pytest.raises(ConfigError, match=r"flash can't do .* isn't installed"):

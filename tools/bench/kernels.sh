@@ -11,6 +11,7 @@ if [ -z "$device" ]; then
     echo "tools/bench/kernels.sh: torch sees no GPU here. On a CPU there is: slm bench kernels --quick" >&2
     exit 2
 fi
+mkdir -p tools/bench/results
 out=tools/bench/results/kernels-$(echo "$device" | tr ' /' '--' | tr '[:upper:]' '[:lower:]').json
 
 # Each step goes on if the one before fails, so that one visit to a GPU tells as much as it can; the exit code tells that one did.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +78,8 @@ class Job:
     device: str
     precision: str
     """fp32 or bf16 (autocast)."""
+    impl: Mapping[str, Any] = field(default_factory=dict)
+    """Of ours: what of ``impl`` isn't as by default."""
 
     @staticmethod
     def of(plain: Mapping[str, Any]) -> "Job":
@@ -131,7 +133,7 @@ class Job:
                     "clip": CLIP,
                     "precision": self.precision,
                 },
-                "impl": {"device": self.device, "threads": self.threads, "data_dir": f"{self.root}/data"},
+                "impl": {"device": self.device, "threads": self.threads, "data_dir": f"{self.root}/data", **self.impl},
                 "log": {"dir": self.out, "every": LOG_EVERY, "eval_every": None, "checkpoint_every": None},
             }
         )  # fmt: skip
@@ -158,6 +160,14 @@ class Stopwatch:
             else:
                 self.wall, self.cpu = time.perf_counter() - self.began, time.process_time() - self.cpu
 
+    def _memory(self) -> int:
+        """Bytes of the device's memory at the highest moment; of the process's on a CPU."""
+        if self.job.device.startswith("cuda"):
+            import torch
+
+            return torch.cuda.max_memory_allocated()
+        return peak_resident_bytes()
+
     def report(self, params: int, losses: list[float]) -> dict[str, Any]:
         """What a job says. ``losses``: of the records, in order."""
         if self.step != self.job.total:
@@ -169,5 +179,5 @@ class Stopwatch:
             "amount": self.job.steps * self.job.shape.batch_tokens,
             "params": params,
             "losses": losses,
-            "resident": peak_resident_bytes(),
+            "memory": self._memory(),
         }

@@ -97,8 +97,8 @@ def _neither(asked: Request) -> str:
         return f"heads are {asked.width} wide, it does multiples of 8 up to {WIDEST_HEAD}"
     if asked.sinks:
         return "it has no sinks"
-    if asked.documents and asked.compiling:
-        return "borders of documents are counted on the host, which a compiled graph can't; use flex"
+    if asked.documents and asked.graph:
+        return "borders of documents are counted on the host, which no compiled or recorded graph can do; use flex"
     return ""
 
 

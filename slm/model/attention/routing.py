@@ -33,7 +33,7 @@ def requests(
 
 def explain(
     name: str, model: Model, device: torch.device, dtype: torch.dtype, length: int, *, documents: bool = True,
-    compiling: bool = False,
+    graph: bool = False,
 ) -> dict[Choice, list[int]]:  # fmt: skip
     """What ``impl.attention=name`` means in training: each choice with its layers.
 
@@ -42,7 +42,7 @@ def explain(
     """
     found: dict[Choice, list[int]] = {}
     for layer, _, asked in requests(model, device, dtype, length, documents=documents):
-        found.setdefault(choose(name, asked._replace(compiling=compiling)), []).append(layer)
+        found.setdefault(choose(name, asked._replace(graph=graph)), []).append(layer)
     return found
 
 
@@ -62,5 +62,5 @@ def prepare(name: str, model: Model, mask: Mask, dtype: torch.dtype) -> None:
         return
     gradient, documents = torch.is_grad_enabled(), mask.docs_BT is not None
     for _, window, asked in requests(model, mask.device, dtype, mask.length, documents=documents, gradient=gradient):
-        if choose(name, asked).backend == "flex":
+        if choose(name, asked._replace(graph=mask.graph)).backend == "flex":
             block_mask(mask, mask.length, window)

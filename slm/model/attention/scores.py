@@ -52,7 +52,8 @@ class Request(NamedTuple):
     slopes: bool = False
     sinks: bool = False
     gradient: bool = True
-    compiling: bool = False
+    graph: bool = False
+    """Traced by torch.compile or recorded as a CUDA graph: the host can't look at values."""
 
     @property
     def dense(self) -> bool:
@@ -79,5 +80,5 @@ class Request(NamedTuple):
             scores.slopes_H is not None,
             scores.sinks_H is not None,
             torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
-            torch.compiler.is_compiling(),
+            torch.compiler.is_compiling() or mask.graph,
         )
