@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from slm.checkpoint.config import Retention
 from slm.checkpoint.layout import pinned, recorded_state, remove, step_of, steps
 
+Stretch = Callable[[int], int]
+"""How many stretches of ``retention.every`` are full after so many steps."""
 
-def superseded(folder: Path, retention: Retention, every_steps: int = 0, spare: Path | None = None) -> list[Path]:
+
+def superseded(
+    folder: Path, retention: Retention, stretch: Stretch | None = None, spare: Path | None = None
+) -> list[Path]:
     """The checkpoints that no rule keeps, oldest first.
 
-    ``every_steps``: ``retention.every`` in steps. ``spare``: the checkpoint that a session read and found whole when it began; it stays
+    ``stretch``: goes with ``retention.every``. ``spare``: the checkpoint that a session read and found whole when it began; it stays
     until two newer ones stand, whatever the rules say: of those, nobody has read a byte yet.
     """
     found = steps(folder)
     keep = set(found[-retention.last :]) | {p for p in found if pinned(p) is not None}
-    if every_steps:
-        first_of_stretch: dict[int, Path] = {}
+    if stretch is not None:
+        first_of: dict[int, Path] = {}
         for path in found:
-            first_of_stretch.setdefault(step_of(path) // every_steps, path)
-        keep |= {path for stretch, path in first_of_stretch.items() if stretch > 0}
+            first_of.setdefault(stretch(step_of(path)), path)
+        keep |= {path for full, path in first_of.items() if full > 0}
     keep |= set(sorted(found, key=_bpb)[: retention.best]) - {p for p in found if math.isinf(_bpb(p))}
     if spare in found[-2:]:
         keep.add(spare)
     return [p for p in found if p not in keep]
 
 
-def prune(folder: Path, retention: Retention, every_steps: int = 0, spare: Path | None = None) -> None:
+def prune(folder: Path, retention: Retention, stretch: Stretch | None = None, spare: Path | None = None) -> None:
     """Remove what is superseded."""
-    for path in superseded(folder, retention, every_steps, spare):
+    for path in superseded(folder, retention, stretch, spare):
         remove(path)
 
 

@@ -35,7 +35,7 @@ from slm.checkpoint.config import Retention
 from slm.checkpoint.layout import aside, folder_of, latest, step_name
 from slm.checkpoint.manifest import Entry, Manifest
 from slm.checkpoint.ranks import ALONE, Ranks
-from slm.checkpoint.retention import prune
+from slm.checkpoint.retention import Stretch, prune
 from slm.checkpoint.staging import Staging
 from slm.checkpoint.tensor_file import Part
 from slm.checkpoint.writing import Tensors, begin, commit, join_lone_files, parts_of, write_groups, write_texts
@@ -70,7 +70,7 @@ class _Job:
 class Saver:
     """Writes the checkpoints of a run. Every process has one; `save`, `wait` and `close` are called by all at the same steps.
 
-    ``every_steps``: ``retention.every`` in steps (the schema doesn't know how long a step is). ``spare``: the checkpoint that the run
+    ``stretch``: counts the stretches of ``retention.every`` (the schema doesn't know how long a step is). ``spare``: the checkpoint that the run
     resumed from, see `superseded`. A save that failed is raised by the next `check`, `wait` or `save`, once.
     """
 
@@ -80,15 +80,15 @@ class Saver:
         retention: Retention | None = None,
         world: Ranks = ALONE,
         *,
-        every_steps: int = 0,
+        stretch: Stretch | None = None,
         spare: Path | None = None,
         asynchronous: bool = True,
         patience: float = PATIENCE,
     ) -> None:
         self.run_dir, self.retention, self.world = run_dir, retention or Retention(), world
-        if self.retention.every is not None and every_steps <= 0:
-            raise ValueError("retention.every needs every_steps, its length in steps")
-        self.every_steps, self.spare, self.asynchronous, self.patience = every_steps, spare, asynchronous, patience
+        if (self.retention.every is None) != (stretch is None):
+            raise ValueError("retention.every and stretch, which counts by it, go together")
+        self.stretch, self.spare, self.asynchronous, self.patience = stretch, spare, asynchronous, patience
         self.committed: Path | None = None
         """The last checkpoint that this saver has seen whole."""
         self._staging = Staging()
@@ -195,7 +195,7 @@ class Saver:
         self.committed = job.final
         job.writing = job.final.parent / "latest"
         replace_durably(job.writing, job.final.name.encode())
-        prune(job.final.parent, self.retention, self.every_steps, self.spare)
+        prune(job.final.parent, self.retention, self.stretch, self.spare)
 
     def _give_up(self, job: _Job, error: BaseException) -> None:
         self._error = error

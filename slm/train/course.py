@@ -97,12 +97,13 @@ class Course:
 
     def due(self, every: Duration | None, step: int) -> bool:
         """Whether, after ``step`` steps, another stretch of this length is full."""
-        if every is None:
-            return False
+        return every is not None and self.stretch(every, step) > self.stretch(every, step - 1)
+
+    def stretch(self, every: Duration, step: int) -> int:
+        """How many stretches of this length are full after ``step`` steps."""
         if not self.ramped:
-            return step % self.steps(every) == 0
-        stretch = self.steps(every) * self.batch_tokens
-        return self.tokens(step) // stretch > self.tokens(step - 1) // stretch
+            return step // self.steps(every)
+        return self.tokens(step) // (self.steps(every) * self.batch_tokens)
 
     def within(self, rows: int | None) -> "Course":
         """The course as far as ``rows`` rows reach."""

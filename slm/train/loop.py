@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,10 +120,10 @@ class Session:
         state, run, main, say = self.state, self.run, self.world.main, self.progress.say
         said, resumed_from = self._take_up()
         self._check_sizes()
-        keep = run.log.keep
+        keep, every = run.log.keep, run.log.keep.every
         self.saver = checkpoint.Saver(
-            self.run_dir, keep, self.world, every_steps=self.course.steps(keep.every), spare=resumed_from,
-            asynchronous=run.log.checkpoint_async,
+            self.run_dir, keep, self.world, stretch=partial(self.course.stretch, every) if every else None,
+            spare=resumed_from, asynchronous=run.log.checkpoint_async,
         )  # fmt: skip
         self.log = MetricsLog(self.run_dir / "metrics.jsonl", state.step) if main else None
         self.mirror = Mirrors.of(run, self.run_dir, state.step, say) if main else Mirrors({}, say)

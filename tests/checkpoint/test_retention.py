@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from slm.config.errors import ConfigError
 WEIGHTS = {"model": {"w": torch.ones(2)}}
 
 
-def kept(run_dir: Path, retention: Retention, steps: int = 10, spare: int = 0, **named: int) -> list[int]:
+def kept(
+    run_dir: Path, retention: Retention, steps: int = 10, spare: int = 0, **named: Callable[[int], int]
+) -> list[int]:
     """Save steps 1 ... and list what stands. Held-out bits are fewest at step 3, and not known at even steps."""
     path = run_dir / "checkpoints" / f"step-{spare:08d}"
     saver = Saver(run_dir, retention, asynchronous=False, spare=path if spare else None, **named)
@@ -29,8 +32,14 @@ def test_every_reason_keeps_and_a_pin_always_does(tmp_path: Path) -> None:
     assert kept(tmp_path / "b", Retention(last=3)) == [4, 8, 9, 10]
     assert kept(tmp_path / "c", Retention(last=1, best=2)) == [1, 3, 4, 10]
     # the first of each stretch of 4 steps, but not of the one that training begins in
-    assert kept(tmp_path / "d", Retention(last=1, every="4 steps"), every_steps=4) == [4, 8, 10]
-    assert kept(tmp_path / "e", Retention(last=1, best=1, every="3 steps"), every_steps=3) == [3, 4, 6, 9, 10]
+    assert kept(tmp_path / "d", Retention(last=1, every="4 steps"), stretch=lambda step: step // 4) == [4, 8, 10]
+    assert kept(tmp_path / "e", Retention(last=1, best=1, every="3 steps"), stretch=lambda step: step // 3) == [
+        3,
+        4,
+        6,
+        9,
+        10,
+    ]
 
 
 def test_what_was_read_whole_stays_until_two_newer_stand(tmp_path: Path) -> None:
@@ -54,8 +63,10 @@ def test_a_number_means_the_newest_and_a_period_needs_its_steps(tmp_path: Path) 
     assert Retention.model_validate(3) == Retention(last=3)
     with pytest.raises(ValueError, match="greater than 0"):
         Retention(last=0)
-    with pytest.raises(ValueError, match="every_steps"):
+    with pytest.raises(ValueError, match="go together"):
         Saver(tmp_path, Retention(every="5 steps"))
+    with pytest.raises(ValueError, match="go together"):
+        Saver(tmp_path, Retention(), stretch=lambda step: step)
 
 
 def test_only_a_checkpoint_can_be_pinned(tmp_path: Path) -> None:

@@ -169,6 +169,16 @@ def test_what_has_a_length_in_tokens_counts_tokens_also_while_batches_grow(tiny)
         assert course.tokens(step) <= tokens < course.tokens(step + 1)
     due = [course.tokens(s) for s in range(1, course.total + 1) if course.due(Duration.parse("512 tokens"), s)]
     assert [t // 512 for t in due] == list(range(1, 7))
+    go(
+        tiny(
+            train__batch_ramp=RAMP,
+            train__budget={"tokens": 3072},
+            log__checkpoint_every="1 steps",
+            log__keep={"last": 1, "every": "512 tokens"},
+        )
+    )
+    kept = [course.tokens(c.step) for c in checkpoint.listing(Path("runs/tiny"))]
+    assert kept == due
     assert course.at(Duration.parse("0%")) == 0
     assert not course.due(None, 5)
 
