@@ -134,7 +134,7 @@ def _memory(run: Run, costs: ModelCost, teacher: Model | None, rows: int, world:
     exchange = parallel.exchange_bytes(*footprint.of_units(run.model), accumulates=accumulates) if world > 1 else 0
     step = StepMemory(
         costs.params["unique"], state, held.activations, held.gradients, workspace, accumulates, exchange,
-        exchange_stays=not parallel.sharded, teacher=_teacher_bytes(teacher, rows * run.data.seq_len),
+        exchange_stays=not parallel.sharded, copied=run.log.checkpoint_async, teacher=_teacher_bytes(teacher, rows * run.data.seq_len),
     )  # fmt: skip
     return training_bytes(step, device=device, shards=parallel.shards(world) if world > 1 else 1)
 

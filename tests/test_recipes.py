@@ -133,7 +133,7 @@ def test_it_can_be_planned_without_its_data(path: Path, monkeypatch: pytest.Monk
     assert {d["source"] for d in plan["data"]} == set(run.data.members)
     assert sum(d["wanted_tokens"] for d in plan["data"]) == pytest.approx(plan["tokens"], rel=1e-3)
     assert all(d["tokens"] is None and d["missing"] for d in plan["data"])
-    parts = ("weights", "optimizer", "teacher", "gradients", "exchange", "activations", "framework")
+    parts = ("weights", "optimizer", "teacher", "gradients", "exchange", "activations", "checkpoint_copy", "framework")
     assert plan["memory"]["per_rank_bytes"] == sum(plan["memory"][part] for part in parts)
     assert plan["device"]["fits"] == (path.stem not in ("3b", "5b")), plan["memory"]
     assert not (Path("data")).exists()

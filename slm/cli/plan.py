@@ -67,8 +67,18 @@ def _memory(plan: dict[str, Any]) -> list[list[str]]:
         ["gradients" if memory["gradients"] else "gradients (none yet when most is held)", memory["gradients"]],
         *([["weights and gradients on their way between processes", memory["exchange"]]] if memory["exchange"] else []),
         [f"{temporary} (micro-batch of {plan['micro_batch']} rows)", memory["activations"]],
+        *(
+            [["the copy that checkpoints are written from", memory["checkpoint_copy"]]]
+            if memory["checkpoint_copy"]
+            else []
+        ),
         ["allowance for the framework", memory["framework"]],
         ["all", memory["per_rank_bytes"]],
+        *(
+            [["in the host's memory: the copy that checkpoints are written from", memory["host_bytes"]]]
+            if memory["host_bytes"]
+            else []
+        ),
     ]
     shown = [[name, f"{size / 2**30:.2f}"] for name, size in rows]
     if device:

@@ -5,7 +5,8 @@ Memory is highest at one of two moments of a step:
 - on the way **back**, when the activations are there, and gradients begin to be;
 - in the optimiser's **step**, when the gradients are all there, and the update is being made.
 
-Weights and optimiser state are there always. The parts below are those of the higher moment, so they add up to the peak.
+Weights and optimiser state are there always. The parts below are those of the higher moment, so they add up to the peak. Once a
+checkpoint was written in the background, its copy of both stays in the host's memory, which is the device's own unless that is a GPU.
 """
 
 from __future__ import annotations
@@ -40,12 +41,15 @@ class StepMemory:
     gradients that are sent."""
     exchange_stays: bool = False
     """That is there in the optimiser's step, too."""
+    copied: bool = False
+    """Checkpoints are written from a copy of weights and optimiser state."""
     teacher: int = 0
     """Weights of a teacher, whole in every process, and what it says of a micro-batch."""
 
 
 def training_bytes(step: StepMemory, *, device: str, shards: int = 1) -> dict[str, int | str]:
-    """Bytes by kind at the peak, their sum ``per_rank_bytes``, and ``peak``: at which moment that is.
+    """Bytes by kind at the peak, their sum ``per_rank_bytes``, and ``peak``: at which moment that is; ``host_bytes``: on a GPU, what is
+    copied to the host besides.
 
     Args:
         device: its type.
@@ -60,11 +64,14 @@ def training_bytes(step: StepMemory, *, device: str, shards: int = 1) -> dict[st
         "step": {"gradients": weights, "exchange": kept, "activations": -(-step.step_workspace // shards)},
     }
     peak = max(moments, key=lambda moment: sum(moments[moment].values()))
+    copy = weights + optimizer if step.copied else 0
     parts = {
         "weights": weights,
         "optimizer": optimizer,
         "teacher": step.teacher,
         **moments[peak],
+        "checkpoint_copy": copy if device != "cuda" else 0,
         "framework": FRAMEWORK[device],
     }
-    return {**parts, "per_rank_bytes": sum(parts.values()), "peak": peak}
+    host = copy - parts["checkpoint_copy"]
+    return {**parts, "per_rank_bytes": sum(parts.values()), "host_bytes": host, "peak": peak}

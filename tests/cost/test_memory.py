@@ -8,7 +8,7 @@ from slm.cost.device import MEMORY, PEAK_BF16, memory_bytes, peak_flops
 from slm.cost.memory import FRAMEWORK, StepMemory, training_bytes
 
 STEP = StepMemory(params=100, optimizer=800, activations=5000, gradients=40, step_workspace=300, accumulates=False)
-PARTS = ("weights", "optimizer", "teacher", "gradients", "exchange", "activations", "framework")
+PARTS = ("weights", "optimizer", "teacher", "gradients", "exchange", "activations", "checkpoint_copy", "framework")
 
 
 def test_parts_are_those_of_the_higher_moment() -> None:
@@ -37,6 +37,15 @@ def test_what_is_exchanged_is_there_on_the_way_back_only() -> None:
     step = replace(step, activations=100, step_workspace=9000)
     assert training_bytes(step, device="cpu")["exchange"] == 0
     assert training_bytes(replace(step, exchange_stays=True), device="cpu")["exchange"] == 600
+
+
+def test_the_copy_that_checkpoints_are_written_from_is_the_hosts() -> None:
+    copied = replace(STEP, copied=True)
+    here, there = training_bytes(copied, device="cpu", shards=2), training_bytes(copied, device="cuda", shards=2)
+    assert (here["checkpoint_copy"], here["host_bytes"]) == (200 + 400, 0)
+    assert (there["checkpoint_copy"], there["host_bytes"]) == (0, 200 + 400)
+    assert here["per_rank_bytes"] == sum(int(here[part]) for part in PARTS)
+    assert there["per_rank_bytes"] == training_bytes(STEP, device="cuda", shards=2)["per_rank_bytes"]
 
 
 def test_every_device_with_a_peak_has_a_memory() -> None:

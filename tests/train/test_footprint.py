@@ -124,6 +124,48 @@ def test_a_plan_is_within_15_percent_of_what_a_process_takes(name: str) -> None:
     assert plan["per_rank_bytes"] == pytest.approx(growth, rel=0.15), plan
 
 
+WHOLE_RUN = """
+import json, sys, torch, torch._dynamo
+from slm.cost.resident import peak_resident_bytes
+from slm.data.prepare import prepare
+from slm.planning import plan_run
+from slm.run import Run
+from slm.train.loop import train
+from slm.train.parallel.world import World
+run = Run(**json.loads(sys.argv[1]))
+plan = plan_run(run, "")["memory"]
+corpus = prepare(run.data, run.tokenizer, run.impl.data_dir)
+before = peak_resident_bytes()
+train(run, corpus, World(0, 1, torch.device("cpu")))
+print(json.dumps({"growth": peak_resident_bytes() - before, "plan": plan}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how an allocator gives memory back is arranged for glibc")
+@pytest.mark.parametrize("ema", [None, {"decay": 0.99}], ids=["", "ema"])
+def test_so_is_that_of_a_whole_run_with_its_checkpoints_and_evaluations(tiny, ema: dict[str, Any] | None) -> None:
+    model = shape(vocab=None, layers=12, context=None)
+    run = tiny(
+        model={k: v for k, v in model.items() if v is not None},
+        data__source={"name": "synthetic", "count": 300, "length": 1000},
+        data__seq_len=256,
+        train__budget={"steps": 6},
+        train__batch_tokens=1024,
+        train__schedule={"name": "constant"},
+        train__ema=ema,
+        log__eval_every="3 steps",
+        log__checkpoint_every="2 steps",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", WHOLE_RUN, run.model_dump_json()],
+        env=os.environ | ALLOCATOR, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["plan"]["per_rank_bytes"] == pytest.approx(found["growth"], rel=0.15), found
+    assert found["plan"]["checkpoint_copy"] > 0.15 * found["growth"]  # it would be missed
+
+
 @pytest.mark.parametrize("recompute", [NoRecompute(), Every(k=3)], ids=lambda p: p.part_name)
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_equal_blocks_are_extended_exactly(accumulate: bool, recompute: RecomputePart) -> None:
