@@ -24,6 +24,7 @@ from slm.run import Run
 from slm.train import footprint
 from slm.train.budget import Resolved
 from slm.train.course import Course, resolved
+from slm.train.distill.config import Distill
 from slm.train.given import given_config
 from slm.train.parallel.world import pick_device
 from slm.train.stages import stage_runs
@@ -127,6 +128,8 @@ def _memory(run: Run, costs: ModelCost, teacher: Model | None, rows: int, world:
         attention=run.impl.attention,
         recompute=run.impl.recompute,
         bf16_weights=world > 1 and parallel.rounds_weights,
+        distill=run.train.distill,
+        teacher=teacher,
     )
     state, workspace = footprint.of_step(run.model, run.train.optim)
     if run.train.ema is not None:
@@ -134,7 +137,7 @@ def _memory(run: Run, costs: ModelCost, teacher: Model | None, rows: int, world:
     exchange = parallel.exchange_bytes(*footprint.of_units(run.model), accumulates=accumulates) if world > 1 else 0
     step = StepMemory(
         costs.params["unique"], state, held.activations, held.gradients, workspace, accumulates, exchange,
-        exchange_stays=not parallel.sharded, copied=run.log.checkpoint_async, teacher=_teacher_bytes(teacher, rows * run.data.seq_len),
+        exchange_stays=not parallel.sharded, copied=run.log.checkpoint_async, teacher=_teacher_bytes(run.train.distill, teacher, rows * run.data.seq_len),
     )  # fmt: skip
     return training_bytes(step, device=device, shards=parallel.shards(world) if world > 1 else 1)
 
@@ -145,9 +148,12 @@ def _teacher(run: Run) -> Model | None:
     return given_config(distill.teacher) if distill and distill.cache is None and distill.teacher else None
 
 
-def _teacher_bytes(teacher: Model | None, tokens: int) -> int:
-    """Its weights, and what goes into its head, which is fp32."""
-    return BYTES * (teacher.costs().params["unique"] + tokens * teacher.dim) if teacher else 0
+def _teacher_bytes(distill: Distill | None, teacher: Model | None, tokens: int) -> int:
+    """Its weights, and what goes into its head, which is fp32; of a cache, what it says: a number and a logarithm for each token that
+    is told apart."""
+    if teacher is not None:
+        return BYTES * (teacher.costs().params["unique"] + tokens * teacher.dim)
+    return tokens * (distill.top_k or 0) * (8 + BYTES) if distill is not None else 0
 
 
 def _on_device(name: str | None, needed: int, flops: float, world: int) -> dict[str, Any]:

@@ -31,6 +31,8 @@ from slm_kernels.matmul import add_product_, no_autocast, product_dtype
 from slm_kernels.tuning import Config, tuned
 
 Kind = Literal["forward", "reverse", "jsd"]
+TEMPORARIES: dict[Kind, int] = {"forward": 6, "reverse": 5, "jsd": 8}
+"""Of a chunk's size, alive at once in `in_place`: log-probabilities, probabilities, and a product in the making."""
 
 
 def linear_kl(
@@ -225,6 +227,14 @@ def in_place_triton(
     key = (V, student_CV.dtype, kind)
     launch(tuned("linear_kl", key, default_config(V), candidates, lambda c: launch(c, student_CV.clone())), student_CV)
     return loss_C
+
+
+def workspace_bytes(N: int, V: int, D: int, E: int, kind: Kind, dtype: torch.dtype, device: str) -> int:
+    """As `slm_kernels.linear_cross_entropy.workspace_bytes`; E: the width of the teacher's head. On a GPU rows become losses and gradients
+    in their two buffers; torch's operations have `TEMPORARIES` more of them, in fp32."""
+    rows = min(N, chunk_rows(N, V * dtype.itemsize, None, device))
+    cast = 0 if dtype == torch.float32 else V * (D + E) * dtype.itemsize
+    return rows * V * (2 * dtype.itemsize + (0 if device == "cuda" else 4 * TEMPORARIES[kind])) + cast
 
 
 def _forward(

@@ -29,9 +29,12 @@ from torch import Tensor
 from slm.model.embedding import Embedding
 from slm_kernels import linear_kl
 from slm_kernels.linear_cross_entropy import chunk_rows
+from slm_kernels.linear_kl import Kind as KernelKind
 from slm_kernels.matmul import add_product_, no_autocast, product_dtype
 
 Kind = Literal["forward", "reverse", "js"]
+KINDS: dict[Kind, KernelKind] = {"forward": "forward", "reverse": "reverse", "js": "jsd"}
+"""What `slm_kernels.linear_kl` calls them."""
 COPIES = 6
 """Tensors as large as a chunk's fp32 logits that are alive at once."""
 
@@ -106,7 +109,7 @@ def teacher_divergence(
             student.weight_VD,
             _scaled(teacher.features_NE, teacher.head.scale),
             teacher.head.weight_VD,
-            kind="jsd" if kind == "js" else kind,
+            kind=KINDS[kind],
             temperature=temperature,
             weights_N=counted_N.float(),
             chunk_bytes=chunk_bytes,

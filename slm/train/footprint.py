@@ -4,7 +4,7 @@ A formula for the activations of a transformer holds for the transformer that it
 its parts, runs forward and backward on fake tensors (shapes and types, no memory), while every storage that appears is counted when
 it is made and taken off when nothing refers to it any more, as an allocator does. So what autograd keeps, what autocast casts, which
 tensors share a storage, and when a gradient takes an activation's place, all come from the code that will train. What no tensor
-shows is added by rule: the workspace of the loss (`Decoder.loss_workspace`), inside an operator.
+shows is added by rule: the workspaces of the loss (`Decoder.loss_workspace`) and of the divergence from a teacher, inside of operators.
 
 The backends are a CPU's, since a build of torch without CUDA has no other, but the fused attention of both keeps the same (queries,
 keys, values, output and a log-sum per row). ``torch.compile`` saves less than what is counted here.
@@ -17,6 +17,7 @@ way back while gradients come), so the line is drawn for the two ends of the way
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,10 @@ from slm.model.config import Model
 from slm.model.decoder import Decoder
 from slm.model.precision import autocast, product_dtype
 from slm.train import float8
+from slm.train.distill.config import Distill
+from slm.train.distill.loss import DistillLoss
+from slm.train.distill.stand_in import Told
+from slm.train.objective import LossModule
 from slm.train.optim.base import OptimPart
 from slm.train.optim.steps.guarded import init_state
 from slm.train.parallel.modes import units_of
@@ -38,7 +43,7 @@ from slm.train.state import named_parameters
 
 LEAST_DEPTH = 2
 """Blocks of the shallower of the two traces of a model of equal ones."""
-LOSS = "slm_kernels::linear_cross_entropy"
+LOSS, DIVERGENCE = "slm_kernels::linear_cross_entropy", "slm_kernels::linear_kl"
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Footprint:
 
 def of_forward_backward(
     model: Model, *, rows: int, seq_len: int, precision: str, device: str, accumulate: bool, attention: str = "auto",
-    recompute: RecomputePart | None = None, bf16_weights: bool = False,
+    recompute: RecomputePart | None = None, bf16_weights: bool = False, distill: Distill | None = None, teacher: Model | None = None,
 ) -> Footprint:  # fmt: skip
     """The footprint of one micro-batch of ``rows`` x ``seq_len`` tokens.
 
@@ -70,13 +75,15 @@ def of_forward_backward(
         attention: backend, as ``impl.attention``.
         recompute: which activations are computed again on the way back; None: none. What the compiler chooses isn't seen here.
         bf16_weights: weights are bf16 where they are used, so that nothing has to be cast.
+        distill: learn from a teacher, too: one of the shape ``teacher``, or a cache. What it says is the caller's to count.
     """
 
     def trace(config: Model) -> list[Footprint]:
         backend = _backend(model, attention, device)
         return _trace(
-            config, rows, seq_len, precision, device, accumulate, backend, recompute or NoRecompute(), bf16_weights
-        )
+            config, rows, seq_len, precision, device, accumulate, backend, recompute or NoRecompute(), bf16_weights,
+            distill, teacher,
+        )  # fmt: skip
 
     period = recompute.period if recompute is not None else 1
     first = -(-LEAST_DEPTH // period) * period
@@ -129,6 +136,8 @@ def _trace(
     backend: str,
     recompute: RecomputePart,
     bf16_weights: bool = False,
+    distill: Distill | None = None,
+    teacher: Model | None = None,
 ) -> list[Footprint]:
     with FakeTensorMode():
         decoder = _built(model, torch.bfloat16 if bf16_weights else torch.float32)
@@ -142,13 +151,19 @@ def _trace(
                 p.grad = torch.empty_like(p)
         tokens_BT = torch.zeros(rows, seq_len, dtype=torch.int64)
         positions_BT, docs_BT = torch.zeros_like(tokens_BT), torch.zeros_like(tokens_BT)
-        there = [*decoder.parameters(), *(p.grad for p in decoder.parameters() if p.grad is not None)]
-        with _Counter(there, decoder.loss_workspace(rows * seq_len, product_dtype(precision), device)) as counter:
+        objective, said = LossModule(decoder), list[Tensor]()
+        workspaces = {LOSS: decoder.loss_workspace(rows * seq_len, product_dtype(precision), device)}
+        if distill is not None:
+            told = Told(distill, teacher, rows * seq_len)
+            objective, said = DistillLoss(decoder, distill, told), told.tensors
+            workspaces[DIVERGENCE] = told.workspace(decoder, product_dtype(precision), device)
+        there = [*decoder.parameters(), *(p.grad for p in decoder.parameters() if p.grad is not None), *said]
+        with _Counter(there, workspaces) as counter:
             if not accumulate:
                 counter.tell_gradients(decoder)
             with autocast(torch.device("cpu"), precision):
-                sums = decoder.training_loss(tokens_BT, tokens_BT, positions_BT=positions_BT, docs_BT=docs_BT)
-            (sums.loss * 0.5).backward()
+                loss, _, _ = objective(tokens_BT, tokens_BT, positions_BT, docs_BT)
+            (loss * 0.5).backward()
         return counter.peaks
 
 
@@ -165,10 +180,11 @@ def _built(model: Model, dtype: torch.dtype) -> Decoder:
 class _Counter(TorchDispatchMode):
     """Counts the storages that are alive, but for those that were there before."""
 
-    def __init__(self, there: list[Tensor], loss_workspace: int = 0) -> None:
+    def __init__(self, there: list[Tensor], workspaces: Mapping[str, int] | None = None) -> None:
         super().__init__()
         self.known = {t.untyped_storage()._cdata for t in there}
-        self.loss_workspace = loss_workspace
+        self.workspaces = workspaces or {}
+        """Bytes that operators need for a moment and show nobody, by their names."""
         self.bytes, self.gradient_bytes, self.all_gradients = 0, 0, sum(t.untyped_storage().nbytes() for t in there)
         self.peaks = [Footprint(0, 0), Footprint(0, 0)]
         """Before and after half of the gradients are there."""
@@ -180,8 +196,8 @@ class _Counter(TorchDispatchMode):
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._see(tensor)
-        if func.name() == LOSS:
-            self._note(self.loss_workspace)
+        if func.name() in self.workspaces:
+            self._note(self.workspaces[func.name()])
         return out
 
     def tell_gradients(self, decoder: Decoder) -> None:

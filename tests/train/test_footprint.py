@@ -14,11 +14,16 @@ import pytest
 import torch
 
 from slm.cost.memory import StepMemory, training_bytes
+from slm.data.prepare import prepare
 from slm.model.attention.softmax import GroupedQuery
 from slm.model.config import Model
+from slm.run import Run
 from slm.train import footprint
+from slm.train.distill.config import Distill
+from slm.train.loop import train
 from slm.train.optim import optim
 from slm.train.parallel import ParallelPart, parallel
+from slm.train.parallel.world import World
 from slm.train.recompute import Every, Full, NoRecompute, Ops, RecomputePart
 from slm.train.state import named_parameters
 
@@ -141,29 +146,57 @@ print(json.dumps({"growth": peak_resident_bytes() - before, "plan": plan}))
 """
 
 
+def whole_run(run: Run) -> dict[str, Any]:
+    """Growth of a process that trains a run, and its plan."""
+    command = [sys.executable, "-c", WHOLE_RUN, run.model_dump_json()]
+    done = subprocess.run(command, env=os.environ | ALLOCATOR, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+TEXT = {
+    "data__source": {"name": "synthetic", "count": 300, "length": 1000},
+    "data__seq_len": 256,
+    "train__schedule": {"name": "constant"},
+}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="how an allocator gives memory back is arranged for glibc")
 @pytest.mark.parametrize("ema", [None, {"decay": 0.99}], ids=["", "ema"])
 def test_so_is_that_of_a_whole_run_with_its_checkpoints_and_evaluations(tiny, ema: dict[str, Any] | None) -> None:
-    model = shape(vocab=None, layers=12, context=None)
-    run = tiny(
-        model={k: v for k, v in model.items() if v is not None},
-        data__source={"name": "synthetic", "count": 300, "length": 1000},
-        data__seq_len=256,
-        train__budget={"steps": 6},
-        train__batch_tokens=1024,
-        train__schedule={"name": "constant"},
-        train__ema=ema,
-        log__eval_every="3 steps",
-        log__checkpoint_every="2 steps",
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", WHOLE_RUN, run.model_dump_json()],
-        env=os.environ | ALLOCATOR, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    model = {k: v for k, v in shape(layers=12).items() if k not in ("vocab", "context")}
+    often = {"log__eval_every": "3 steps", "log__checkpoint_every": "2 steps"}
+    run = tiny(model=model, train__budget={"steps": 6}, train__batch_tokens=1024, train__ema=ema, **often, **TEXT)
+    found = whole_run(run)
     assert found["plan"]["per_rank_bytes"] == pytest.approx(found["growth"], rel=0.15), found
     assert found["plan"]["checkpoint_copy"] > 0.15 * found["growth"]  # it would be missed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how an allocator gives memory back is arranged for glibc")
+@pytest.mark.parametrize("settings", [{}, {"divergence": "js"}, {"top_k": 64}], ids=["all tokens", "js", "top k"])
+def test_and_that_of_a_run_with_a_teacher(tiny, settings: dict[str, Any]) -> None:
+    model = shape(dim=128, layers=4, vocab=16384, ffn={"name": "swiglu", "hidden": 352})
+    del model["context"]
+    larger = model | {"dim": 192, "ffn": {"name": "swiglu", "hidden": 512}}
+    few = {"train__batch_tokens": 2048, "log__eval_every": None, "log__checkpoint_every": "2 steps"} | TEXT
+    teacher = tiny(name="teacher", model=larger, train__budget={"steps": 1}, **few)
+    train(teacher, prepare(teacher.data, teacher.tokenizer, teacher.impl.data_dir), World(0, 1, torch.device("cpu")))
+    learns = {"train__distill": {"teacher": "runs/teacher", **settings}}
+    found = whole_run(tiny(model=model, train__budget={"steps": 3}, **learns, **few))
+    assert found["plan"]["per_rank_bytes"] == pytest.approx(found["growth"], rel=0.1), found
+
+
+def test_what_a_cache_says_is_compared_in_chunks_too(tiny) -> None:
+    model = Model(**shape(vocab=4096))
+    plain, told = (
+        footprint.of_forward_backward(
+            model, rows=2, seq_len=128, precision="fp32", device="cpu", accumulate=True, distill=distill
+        ).activations
+        for distill in (None, Distill(cache="there", top_k=8))
+    )
+    assert (
+        told > plain + 4 * 256 * model.dim + 16 * model.vocab_ * 6
+    )  # a gradient of what goes into the head, and a chunk
 
 
 @pytest.mark.parametrize("recompute", [NoRecompute(), Every(k=3)], ids=lambda p: p.part_name)
