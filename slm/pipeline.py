@@ -32,7 +32,7 @@ from slm.export import export_hf
 from slm.generate import Sampling, generate, pick_prompts
 from slm.report.run import write_run_report
 from slm.run import Run
-from slm.train import float8
+from slm.train import float8, recording
 from slm.train.loop import TrainResult, train
 from slm.train.parallel.world import World, join_world
 from slm.train.progress import Silent, progress_for
@@ -74,6 +74,8 @@ def _launch(run: Run, world: World, console: Console, command: str) -> dict[str,
     started = time.perf_counter()
     if run.train.precision == "fp8":
         float8.check_device(world.device)  # before hours of tokenising
+    if run.impl.cuda_graphs:
+        recording.check_place(world)
     corpus = _prepare(run, console)
     prepared = time.perf_counter() - started
     result = train(run, corpus, world, progress_for(console) if not console.quiet else Silent())

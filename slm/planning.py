@@ -88,6 +88,7 @@ def plan_run(run: Run, recipe: str, *, device: str | None = None, processes: int
             *_data_warnings(run, sources, budget),
             *_fit_warnings(on_device),
             *_precision_warnings(run, name),
+            *_recording_warnings(run, kind, world),
         ],
         "notes": list(run.notes),
     }
@@ -131,15 +132,24 @@ def _memory(run: Run, costs: ModelCost, teacher: Model | None, rows: int, world:
         distill=run.train.distill,
         teacher=teacher,
     )
-    state, workspace = footprint.of_step(run.model, run.train.optim)
-    if run.train.ema is not None:
-        state += BYTES * costs.params["unique"]
+    weights = BYTES * costs.params["unique"]
+    of_optimizer, average = footprint.of_step(run.model, run.train.optim), weights if run.train.ema is not None else 0
+    copied = weights + of_optimizer.saved + average if run.log.checkpoint_async else 0
+    again = held.activations if _beside_a_recording(run, costs, rows, world) else 0
     exchange = parallel.exchange_bytes(*footprint.of_units(run.model), accumulates=accumulates) if world > 1 else 0
     step = StepMemory(
-        costs.params["unique"], state, held.activations, held.gradients, workspace, accumulates, exchange,
-        exchange_stays=not parallel.sharded, copied=run.log.checkpoint_async, teacher=_teacher_bytes(run.train.distill, teacher, rows * run.data.seq_len),
+        costs.params["unique"], of_optimizer.state + average, held.activations + again, held.gradients, of_optimizer.workspace,
+        accumulates, exchange, exchange_stays=not parallel.sharded, copied=copied, teacher=_teacher_bytes(run.train.distill, teacher, rows * run.data.seq_len),
     )  # fmt: skip
     return training_bytes(step, device=device, shards=parallel.shards(world) if world > 1 else 1)
+
+
+def _beside_a_recording(run: Run, costs: ModelCost, rows: int, world: int) -> bool:
+    """Whether micro-batches are run plainly while the memory of a recording (``impl.cuda_graphs``) is kept: those of another shape,
+    and those whose layers are looked at."""
+    batches = {size // world for size in Course.of(run, costs).batches.rows}
+    one_shape = len({min(size, rows) for size in batches} | {size % rows for size in batches} - {0}) == 1
+    return run.impl.cuda_graphs and (run.log.activations or not one_shape)
 
 
 def _teacher(run: Run) -> Model | None:
@@ -273,6 +283,12 @@ def _data_warnings(run: Run, sources: list[dict[str, Any]], budget: Resolved) ->
     if budget.steps < 10:
         found.append(f"only {budget.steps} steps: the warm-up and the decay of the schedule can't do their work.")
     return found
+
+
+def _recording_warnings(run: Run, device: str, world: int) -> list[str]:
+    if run.impl.cuda_graphs and (device != "cuda" or world > 1):
+        return [f"impl.cuda_graphs is for one process on a CUDA GPU, not {world} on {device}: the run will be refused."]
+    return []
 
 
 def _precision_warnings(run: Run, device: str | None) -> list[str]:

@@ -20,6 +20,7 @@ from slm.bench.slices import Contestant, in_slices
 from slm.bench.training.added import overhead, records
 from slm.bench.training.job import SHAPES, Job
 from slm.config.errors import ConfigError, RunError, suggest
+from slm.train.recording import WARM_UP
 
 PEERS = {"HF Trainer": ("transformers", "accelerate"), "litgpt": ("litgpt",), "plain loop": ()}
 """Trainers beside ours, and the packages that they need."""
@@ -93,6 +94,11 @@ def run(
             raise ConfigError(f"There is no part {name!r} of this benchmark. {suggest(name, PARTS)}")
     settings = Settings(model, steps, repeats, threads, pick_device(device).type)
     settings.check()
+    for name in only:
+        if (place := PARTS_ON.get(name, settings.device)) != settings.device:
+            raise ConfigError(
+                f"--only {name} is measured on {place}, and this is {settings.device}. Leave it out, or set --device {place}."
+            )
     precision = "bf16" if fast_bf16(pick_device(device)) else "fp32"
     report: dict[str, Any] = {"machine": machine(), "settings": {**vars(settings), "precision": precision}}
     if settings.device == "cuda":
@@ -106,7 +112,7 @@ def run(
         tell("text, tokenizer and rows")
         job = _prepared(root, settings, precision)
         report["settings"]["params"] = SHAPES[model].params(job.vocab)
-        for name in only or PARTS:
+        for name in only or (n for n in PARTS if PARTS_ON.get(n, settings.device) == settings.device):
             tell(name)
             for one in PARTS[name](job, repeats):
                 found(one)
@@ -203,11 +209,13 @@ def _trained(job: Job, name: str, reports: list[dict[str, Any]]) -> None:
 
 def _losses(job: Job, reports: dict[str, list[dict[str, Any]]]) -> str:
     last = ", ".join(f"{name} {found[0]['losses'][-1]:.2f}" for name, found in reports.items())
-    s, sliced = job.shape, "" if job.device.startswith("cuda") else f", in slices of {SLICE_S:g} s in turn"
+    s, on_gpu = job.shape, job.device.startswith("cuda")
+    sliced = "" if on_gpu else f", in slices of {SLICE_S:g} s in turn"
+    compiled = "none of them is compiled, but for the attention of slm" if on_gpu else "none of them is compiled"
     return (
         f"{job.shape.params(job.vocab):,} parameters in all of them, {s.rows} rows of {s.seq_len} tokens a step, {job.precision}, "
         f"{job.steps} steps after {job.warm} that don't count{sliced}; the last loss written down: {last}. slm keeps documents apart within a "
-        f"row, the others don't; none of them is compiled"
+        f"row, the others don't; {compiled}"
     )
 
 
@@ -224,10 +232,16 @@ def _memory(job: Job, name: str, reports: dict[str, list[dict[str, Any]]]) -> Re
 
 
 def executed(job: Job, repeats: int) -> Iterator[Result]:
-    """Tokens per second of our trainer compiled and recorded, over the same kernels one by one; nothing without a GPU."""
-    if not job.device.startswith("cuda"):
-        return
-    found = {how: _ours(replace(job, impl=impl), repeats) for how, impl in EXECUTED.items()}
+    """Tokens per second of our trainer compiled and recorded, over the same kernels one by one."""
+    warm = replace(job, warm=job.warm + WARM_UP)  # recording is over, too
+    turns = [
+        {how: _turn(replace(warm, impl=impl), ["slm"])["slm"] for how, impl in EXECUTED.items()} for _ in range(repeats)
+    ]
+    found = {}
+    for how in EXECUTED:
+        reports = [turn[how] for turn in turns]
+        _trained(job, "slm", reports)
+        found[how] = _rates(job, [timing_of(report) for report in reports])
     for how, impl in EXECUTED.items():
         if impl:
             yield result(
@@ -239,13 +253,6 @@ def executed(job: Job, repeats: int) -> Iterator[Result]:
                 wall=(found[how][1], found[""][1]),
                 note=f"{job.shape.params(job.vocab):,} parameters, {job.shape.rows} rows of {job.shape.seq_len} tokens a step, {job.precision}",
             )
-
-
-def _ours(job: Job, repeats: int) -> tuple[float, float]:
-    """`_rates` of our trainer."""
-    turns = [_turn(job, ["slm"])["slm"] for _ in range(repeats)]
-    _trained(job, "slm", turns)
-    return _rates(job, [timing_of(report) for report in turns])
 
 
 def _rates(job: Job, timings: list[Timing]) -> tuple[float, float]:
@@ -262,3 +269,5 @@ PARTS: dict[str, Callable[[Job, int], Iterator[Result]]] = {
     "records": records,
 }
 """What is measured, by name: functions that take the job and a number of repeats, and yield results."""
+PARTS_ON = {"executed": "cuda", "overhead": "cpu", "records": "cpu"}
+"""Where a part says something, if not everywhere: on a GPU, processor time is no measure of a loop's overhead."""

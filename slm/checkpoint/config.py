@@ -7,7 +7,7 @@ from typing import Any
 import pydantic
 
 from slm.config.base import Config
-from slm.config.durations import Duration
+from slm.config.durations import InSteps
 
 
 class Retention(Config):
@@ -18,7 +18,7 @@ class Retention(Config):
 
     last: int = pydantic.Field(2, gt=0)
     """The newest ones."""
-    every: Duration | None = None
+    every: InSteps | None = None
     """For good: the first checkpoint in each further stretch of this length, such as '10B tokens'; None: none for this reason."""
     best: int = pydantic.Field(0, ge=0)
     """Those with the fewest held-out bits per byte, among the checkpoints that were evaluated at their step."""

@@ -39,7 +39,7 @@ def explain(error: pydantic.ValidationError, schema: type[pydantic.BaseModel], w
         return ConfigError(f"{path!r} is required and has no default.")
     message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
     got = "" if first["type"] == "value_error" else f" (got {first['input']!r})"
-    return ConfigError(f"{path or schema.__name__}: {message}{got}.".replace("..", "."))
+    return ConfigError(f"{path or schema.__name__}: {message}{got}.".replace("..", ".").replace("?.", "?"))
 
 
 def _owner(schema: type[pydantic.BaseModel], loc: tuple[int | str, ...]) -> type[pydantic.BaseModel]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 from pydantic_core import core_schema as cs
 
 from slm.config.errors import ConfigError, suggest
@@ -68,7 +69,27 @@ class Duration:
         )
 
     @classmethod
+    def _validated(cls, text: Any) -> "Duration":
+        """As `parse`, for pydantic: it says which field was meant."""
+        try:
+            return cls.parse(text)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+
+    @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> cs.CoreSchema:
         return cs.no_info_plain_validator_function(
-            cls.parse, serialization=cs.plain_serializer_function_ser_schema(str)
+            cls._validated, serialization=cs.plain_serializer_function_ser_schema(str)
         )
+
+
+def _has_steps(duration: Duration) -> Duration:
+    if duration.seconds is not None:
+        raise ValueError(
+            f"'{duration}' is a time, which may be more steps or fewer: use steps, tokens, tokens_per_param or a share."
+        )
+    return duration
+
+
+InSteps = Annotated[Duration, pydantic.AfterValidator(_has_steps)]
+"""A duration that is the same number of steps on every machine: not a time."""

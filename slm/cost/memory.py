@@ -41,8 +41,8 @@ class StepMemory:
     gradients that are sent."""
     exchange_stays: bool = False
     """That is there in the optimiser's step, too."""
-    copied: bool = False
-    """Checkpoints are written from a copy of weights and optimiser state."""
+    copied: int = 0
+    """Of weights and optimiser state, for checkpoints to be written from."""
     teacher: int = 0
     """Weights of a teacher, whole in every process, and what it says of a micro-batch."""
 
@@ -64,7 +64,7 @@ def training_bytes(step: StepMemory, *, device: str, shards: int = 1) -> dict[st
         "step": {"gradients": weights, "exchange": kept, "activations": -(-step.step_workspace // shards)},
     }
     peak = max(moments, key=lambda moment: sum(moments[moment].values()))
-    copy = weights + optimizer if step.copied else 0
+    copy = -(-step.copied // shards)
     parts = {
         "weights": weights,
         "optimizer": optimizer,

@@ -44,8 +44,16 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
+        return self._each(lambda t: t.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """The same batch in memory from which a GPU takes it without making the host wait."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        found: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: change(value) for name, value in found.items() if isinstance(value, Tensor)}
+        return replace(self, **changed)
 
     def split(self, rows: int) -> Iterator["Batch"]:
         """Micro-batches of at most ``rows`` rows."""
@@ -96,7 +104,8 @@ def _padded(boundaries: np.ndarray, segments: int) -> np.ndarray:
 
 
 class Loader:
-    """Iterates over this rank's share of the global batches, to the end of the plan if it has one; reads one batch ahead."""
+    """Iterates over this rank's share of the global batches, to the end of the plan if it has one; reads one batch ahead.
+    ``pin``: see `Batch.pinned`."""
 
     def __init__(
         self,
@@ -107,8 +116,9 @@ class Loader:
         world: int = 1,
         next_row: int = 0,
         say: Callable[[str], None] | None = None,
+        pin: bool = False,
     ) -> None:
-        self.plan, self.rank, self.world, self.next_row = plan, rank, world, next_row
+        self.plan, self.rank, self.world, self.next_row, self.pin = plan, rank, world, next_row, pin
         self._say = say or (lambda _: None)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
         self._ahead: tuple[int, int, Future[Batch]] | None = None
@@ -176,7 +186,8 @@ class Loader:
     def _read(self, first: int, rows: int) -> Batch:
         share = rows // self.world
         start = first + self.rank * share
-        return replace(make_batch(self.plan, range(start, start + share)), first_row=first)
+        batch = replace(make_batch(self.plan, range(start, start + share)), first_row=first)
+        return batch.pinned() if self.pin else batch
 
     def _changes(self, old: str) -> str:
         described = recall(self.plan.cache_dir, old)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import pydantic
 
 from slm.config.base import Config
-from slm.config.durations import Duration
+from slm.config.durations import InSteps
 from slm.config.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Averaging(Config):
 
     exclusive: ClassVar = (("half_life", "decay"),)
 
-    half_life: Duration | None = None
+    half_life: InSteps | None = None
     """Tokens, steps or a share of the budget until a step counts half; the same average at every batch size."""
     decay: float | None = pydantic.Field(None, gt=0, lt=1)
     """What is left of the average at each step."""
@@ -45,8 +45,8 @@ class Averaging(Config):
             return self.decay
         assert self.half_life is not None
         per = {"steps": 1.0, "tokens": batch_tokens, "tokens_per_param": batch_tokens / params, "%": 100 / total}
-        if self.half_life.unit not in per or self.half_life.value <= 0:
-            raise ConfigError(f"train.ema.half_life={self.half_life}: give tokens, tokens_per_param, steps or a share.")
+        if self.half_life.value <= 0:
+            raise ConfigError(f"train.ema.half_life={self.half_life}: it must be more than nothing.")
         return float(0.5 ** (per[self.half_life.unit] / self.half_life.value))
 
 

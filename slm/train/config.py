@@ -8,7 +8,7 @@ import pydantic
 
 from slm.checkpoint.config import Retention
 from slm.config.base import Config
-from slm.config.durations import Duration
+from slm.config.durations import Duration, InSteps
 from slm.config.errors import ConfigError
 from slm.train.averaging import Averaging
 from slm.train.budget import Budget
@@ -36,7 +36,7 @@ class Stage(Config):
 
     name: str = pydantic.Field(pattern=r"^\w[\w.-]*$")
     """What its directory is called, behind its number."""
-    begin: Duration = pydantic.Field(Duration(0, "steps"), alias="from")
+    begin: InSteps = pydantic.Field(Duration(0, "steps"), alias="from")
     """Where it begins: steps, tokens, or a share of the budget."""
     change: dict[str, Any] = {}
     """Dotted keys and their values from here on, such as ``data.seq_len: 8192``."""
@@ -172,12 +172,12 @@ class Log(Config):
     """The checkpoint that a branch begins with; `slm train --branch-from` sets it."""
     every: int = pydantic.Field(10, gt=0)
     """Steps between records in metrics.jsonl."""
-    eval_every: Duration | None = Duration.parse("10%")
+    eval_every: InSteps | None = Duration.parse("10%")
     """Between evaluations on held-out rows; None: none."""
     eval_rows: int = pydantic.Field(64, gt=0)
     """Held-out rows of an evaluation in the loop. The final one takes every held-out document."""
     checkpoint_every: Duration | None = Duration.parse("10%")
-    """Between checkpoints (a last one is always written); None: only the last."""
+    """Between checkpoints (a last one is always written); None: only the last. It may be a time, such as '30 min'."""
     norms: bool = True
     """Norms of gradients and of weights by tensor class, with every record."""
     activations: bool = False

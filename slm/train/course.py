@@ -7,6 +7,7 @@ the same number of tokens, and the tokens are the same in all; there are only mo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -97,13 +98,23 @@ class Course:
 
     def due(self, every: Duration | None, step: int) -> bool:
         """Whether, after ``step`` steps, another stretch of this length is full."""
-        return every is not None and self.stretch(every, step) > self.stretch(every, step - 1)
+        full = self.stretches(every)
+        return full is not None and full(step) > full(step - 1)
 
-    def stretch(self, every: Duration, step: int) -> int:
-        """How many stretches of this length are full after ``step`` steps."""
-        if not self.ramped:
-            return step // self.steps(every)
-        return self.tokens(step) // (self.steps(every) * self.batch_tokens)
+    def stretches(self, every: Duration | None) -> Callable[[int], int] | None:
+        """Counts the stretches of this length that are full after so many steps; None for None, which is never.
+
+        Raises:
+            ConfigError: the length has no steps.
+        """
+        if every is None:
+            return None
+        steps = self.steps(every)
+        return (
+            (lambda step: self.tokens(step) // (steps * self.batch_tokens))
+            if self.ramped
+            else lambda step: step // steps
+        )
 
     def within(self, rows: int | None) -> "Course":
         """The course as far as ``rows`` rows reach."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ from slm.train.distill.loss import DistillLoss
 from slm.train.distill.stand_in import Told
 from slm.train.objective import LossModule
 from slm.train.optim.base import OptimPart
-from slm.train.optim.steps.guarded import init_state
+from slm.train.optim.steps.guarded import evaluation_weights, init_state
 from slm.train.parallel.modes import units_of
 from slm.train.recompute import NoRecompute, RecomputePart
 from slm.train.state import named_parameters
@@ -95,8 +95,18 @@ def of_forward_backward(
     return _higher([a.along(b, further) for a, b in zip(shallow, deeper, strict=True)])
 
 
-def of_step(model: Model, optim: OptimPart) -> tuple[int, int]:
-    """(bytes of optimiser state, most bytes that a step needs for a moment beside weights, gradients and state)."""
+class OfOptimizer(NamedTuple):
+    """Bytes of an optimiser."""
+
+    state: int
+    saved: int
+    """Of its state in a checkpoint, which has both sets of weights where an optimiser trains other ones than are used."""
+    workspace: int
+    """Most that a step needs for a moment, beside weights, gradients and state."""
+
+
+def of_step(model: Model, optim: OptimPart) -> OfOptimizer:
+    """What an optimiser of a model holds."""
     with FakeTensorMode():
         decoder = Decoder(model)
         optimizers = optim.build(named_parameters(decoder))
@@ -104,13 +114,23 @@ def of_step(model: Model, optim: OptimPart) -> tuple[int, int]:
         for p in decoder.parameters():
             p.grad = torch.empty_like(p)
         bad = torch.zeros(())
-        state = [t for o in optimizers for values in o.state.values() for t in values.values()]
+        state = _state_of(optimizers)
+        with evaluation_weights(optimizers):
+            saved = _bytes(_state_of(optimizers))
         there = [*decoder.parameters(), *(p.grad for p in decoder.parameters() if p.grad is not None), *state]
         with _Counter(there) as counter:
             for optimizer in optimizers:
                 optimizer.found_inf, optimizer.grad_scale = bad, None  # type: ignore[attr-defined]
                 optimizer.step()
-        return sum(t.numel() * t.itemsize for t in state), _higher(counter.peaks).activations
+        return OfOptimizer(_bytes(state), saved, _higher(counter.peaks).activations)
+
+
+def _state_of(optimizers: list[torch.optim.Optimizer]) -> list[Tensor]:
+    return [t for o in optimizers for values in o.state.values() for t in values.values()]
+
+
+def _bytes(tensors: list[Tensor]) -> int:
+    return sum(t.numel() * t.itemsize for t in tensors)
 
 
 def of_units(model: Model) -> tuple[int, list[int]]:

@@ -6,9 +6,9 @@ host waits for the device only where something is written down.
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ import torch
 
 from slm import checkpoint
 from slm.config.errors import ConfigError, RunError
-from slm.config.identity import differences
 from slm.data.corpus import Corpus
 from slm.data.loader import Loader
 from slm.data.plan import Horizon
@@ -25,7 +24,6 @@ from slm.model.attention.routing import explain, told
 from slm.model.decoder import Decoder
 from slm.model.precision import product_dtype
 from slm.train import compiling
-from slm.train.branching import branch_point, inherit_metrics
 from slm.train.course import Course
 from slm.train.heldout import Heldout
 from slm.train.kernels import kernels
@@ -36,10 +34,12 @@ from slm.train.mirror import Mirrors
 from slm.train.parallel.world import World
 from slm.train.profile import profiler
 from slm.train.progress import Silent, TrainProgress
+from slm.train.recording import WARM_UP
 from slm.train.rundir import claimed, run_dir_of
 from slm.train.signals import StopRequest
-from slm.train.state import TrainState, build, newest, resume, save
+from slm.train.state import TrainState, build, save
 from slm.train.step import Stepper
+from slm.train.taking_up import take_up
 
 if TYPE_CHECKING:
     from slm.run import Run
@@ -103,7 +103,10 @@ class Session:
             progress.say(
                 f"A source is used up after {self.course.total:,} steps, and data.on_exhaust=stop: the run ends there."
             )
-        loader = Loader(plan, self.course.batches.rows[-1], rank=world.rank, world=world.size, say=progress.say)
+        pin = world.device.type == "cuda"
+        loader = Loader(
+            plan, self.course.batches.rows[-1], rank=world.rank, world=world.size, say=progress.say, pin=pin
+        )
         self.attention = told(explain(
             run.impl.attention, run.model, world.device, product_dtype(run.train.precision),
             run.data.seq_len, graph=run.impl.compile != "none" or run.impl.cuda_graphs,
@@ -113,21 +116,25 @@ class Session:
         self.meter = Meter(run, costs, world, token_bytes_V, self.state)
         self.heldout = Heldout(run, corpus, world, token_bytes_V, self.state)
         self.stepper = Stepper(self.state, run, world, self.course, self.meter)
-        self.saved_at, self.first = -1, True
+        self.saved_at, self.saved_when, self.first = -1, time.perf_counter(), True
 
     def start(self) -> None:
         """Resume, open the records."""
         state, run, main, say = self.state, self.run, self.world.main, self.progress.say
-        said, resumed_from = self._take_up()
+        said, resumed_from = take_up(run, self.run_dir, state, self.course, self.world, say)
+        if resumed_from is not None:
+            self.saved_at = state.step
         self._check_sizes()
-        keep, every = run.log.keep, run.log.keep.every
+        keep = run.log.keep
         self.saver = checkpoint.Saver(
-            self.run_dir, keep, self.world, stretch=partial(self.course.stretch, every) if every else None,
+            self.run_dir, keep, self.world, stretch=self.course.stretches(keep.every),
             spare=resumed_from, asynchronous=run.log.checkpoint_async,
         )  # fmt: skip
         self.log = MetricsLog(self.run_dir / "metrics.jsonl", state.step) if main else None
         self.mirror = Mirrors.of(run, self.run_dir, state.step, say) if main else Mirrors({}, say)
-        self.profiler = profiler(run.log.profile, self.run_dir / "profile", self.world, say)
+        self.profiler = profiler(
+            run.log.profile, self.run_dir / "profile", self.world, say, after=WARM_UP if run.impl.cuda_graphs else 0
+        )
         self.progress.start(f"Training {run.name}", state.step, self.course.end)
         for line in said:
             say(line)
@@ -144,40 +151,6 @@ class Session:
                 f"The batch ramp comes to a batch of {odd[0]} rows, which {self.world.size} processes can't share equally. Set "
                 f"train.batch_ramp.multiple to the number of processes, or train with a number that divides it."
             )
-
-    def _take_up(self) -> tuple[list[str], Path | None]:
-        """Go on from this run's newest checkpoint, or from a branch's trunk. Returns what there is to say, and this run's checkpoint."""
-        state, run = self.state, self.run
-        of = f"step {{:,}} of {self.course.total:,}"
-        found = newest(self.run_dir, self.world, consent=run.log.resume == "latest-valid", say=self.progress.say)
-        if found is not None:
-            resume(state, found, self.world)
-            self.saved_at = state.step
-            return [
-                f"Resumed from {of.format(state.step)} in {self.run_dir}",
-                *self._executed_differently(found),
-            ], found
-        if run.train.branch is None:
-            return [], None
-        point = branch_point(run)
-        resume(state, point, self.world, rows_before=self.course.batches.rows_before)
-        if self.world.main:
-            self._pin(point)
-            inherit_metrics(self.run_dir, point, state.step)
-        return [f"Branches from {point} at {of.format(state.step)}", *self._executed_differently(point)], None
-
-    def _pin(self, point: Path) -> None:
-        """Have the trunk keep what this run began with; a trunk on a disk that can't be written to is no reason not to branch."""
-        try:
-            checkpoint.pin(point, f"{self.run_dir} branches from it")
-        except RunError as error:
-            self.progress.say(f"{error} The branch begins all the same.")
-
-    def _executed_differently(self, found: Path) -> list[str]:
-        """What of ``impl`` is another than when a checkpoint was written. It is allowed, and said."""
-        old = checkpoint.describe(found)[0].get("impl", {})
-        changed = differences({"impl": old}, {"impl": self.run.model_dump(mode="json")["impl"]})
-        return [f"Executed differently from here on: {'; '.join(changed)}"] if changed else []
 
     @property
     def out_of_time(self) -> bool:
@@ -219,8 +192,14 @@ class Session:
         every = self.run.log.eval_every
         if self.run.data.heldout and every is not None and (last or self.course.due(every, step)):
             self._evaluate()
-        if self.course.due(self.run.log.checkpoint_every, step):
+        if self._checkpoint_is_due(step):
             self.save()
+
+    def _checkpoint_is_due(self, step: int) -> bool:
+        every = self.run.log.checkpoint_every
+        if every is None or every.seconds is None:
+            return self.course.due(every, step)
+        return self.world.any(time.perf_counter() - self.saved_when >= every.seconds)
 
     def save(self) -> None:
         """Begin to write a checkpoint, unless this step has one."""
@@ -230,7 +209,7 @@ class Session:
                 self.log.flush()
             tokens = self.course.tokens(self.state.step)
             save(self.state, self.run, self.corpus, self.saver, tokens, self.world)
-            self.saved_at = self.state.step
+            self.saved_at, self.saved_when = self.state.step, time.perf_counter()
             self.meter.skip()  # nor is saving
 
     def finish(self) -> TrainResult:
@@ -255,7 +234,7 @@ class Session:
             )
         counts = state.guard.read()
         model = state.whole_model(self.world.main)
-        model.attention_backend = "auto"  # what fits training rows may not fit decoding from a cache
+        model.attention_backend, model.recorded = "auto", False  # decoding from a cache is something else
         return TrainResult(
             model,
             self.run_dir,

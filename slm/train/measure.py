@@ -59,7 +59,9 @@ class Meter:
         size = self.token_bytes_V[batch.targets_BT.clamp(min=0)].where(batch.targets_BT >= 0, 0).sum()
         wide = self.state.sums.dtype
         counted = torch.stack([(batch.targets_BT >= 0).sum(), size, self._attended(batch)]).to(wide)
-        sums = torch.cat([nll.detach()[None].to(wide), counted.to(self.world.device), kl.detach()[None].to(wide)])
+        sums = torch.cat(
+            [nll.detach()[None].to(wide), counted.to(self.world.device, non_blocking=True), kl.detach()[None].to(wide)]
+        )
         self.state.sums += sums.where(
             torch.isfinite(nll.detach()), 0.0
         )  # what is lost doesn't count; its step is skipped

@@ -9,14 +9,14 @@ from typing import Any
 from slm.train.parallel.world import World
 
 AFTER = 3
-"""Steps before the profile: the first ones set up libraries and compile."""
+"""Steps before the profile, at least: the first ones set up libraries and compile."""
 
 
 class Profiler:
-    """Profiles ``steps`` steps from the fourth of the session on; call `step` after each."""
+    """Profiles ``steps`` steps from the fourth of the session on, or ``after`` more; call `step` after each."""
 
-    def __init__(self, steps: int, folder: Path, world: World, say: Callable[[str], None]) -> None:
-        self.left, self.steps, self.folder, self.world, self.say = AFTER + steps, steps, folder, world, say
+    def __init__(self, steps: int, folder: Path, world: World, say: Callable[[str], None], after: int = 0) -> None:
+        self.left, self.steps, self.folder, self.world, self.say = AFTER + after + steps, steps, folder, world, say
         self._trace: Any = None
 
     def step(self) -> None:
@@ -56,9 +56,9 @@ class Profiler:
         )
 
 
-def profiler(steps: int, folder: Path, world: World, say: Callable[[str], None]) -> Profiler:
+def profiler(steps: int, folder: Path, world: World, say: Callable[[str], None], after: int = 0) -> Profiler:
     """A profiler of so many steps; of 0, one that does nothing."""
-    made = Profiler(steps, folder, world, say)
+    made = Profiler(steps, folder, world, say, after)
     if not steps:
         made.left = 0
     return made

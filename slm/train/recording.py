@@ -52,8 +52,8 @@ class Recorder(Protocol):
         """Note the work down without doing it. Returns what does it, and where its results will be."""
 
 
-def check(decoder: Decoder, world: World) -> None:
-    """Raise `ConfigError` where ``impl.cuda_graphs`` can't be."""
+def check_place(world: World) -> None:
+    """Raise `ConfigError` where ``impl.cuda_graphs`` can't be, whatever the model."""
     if world.device.type != "cuda":
         raise ConfigError(
             f"impl.cuda_graphs needs a CUDA device, and this run is on {world.device.type}. Leave it out."
@@ -63,6 +63,10 @@ def check(decoder: Decoder, world: World) -> None:
             f"impl.cuda_graphs is for one process, and these are {world.size}: what they send each other isn't recorded. Leave it out; "
             "impl.compile=blocks saves launches as well."
         )
+
+
+def check_model(decoder: Decoder) -> None:
+    """Raise `ConfigError` if a model can't be recorded."""
     if broken := graph_breaks(decoder):
         name, why = next(iter(broken.items()))
         raise ConfigError(
@@ -73,25 +77,28 @@ def check(decoder: Decoder, world: World) -> None:
 class Recorded:
     """Runs micro-batches, by playing back where there is a recording of their shape.
 
-    Args:
-        plain: forward and backward pass of a micro-batch.
-        recorder: notes it down.
+    ``recorder``: notes them down.
     """
 
-    def __init__(self, plain: Pass, recorder: Recorder) -> None:
-        self.plain, self.recorder = plain, recorder
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
         self.seen: Counter[object] = Counter()
         self.recordings: dict[object, Recording] = {}
 
-    def __call__(self, inputs: Inputs, factor: Tensor, *, watched: bool = False) -> Sums:
-        """Add the micro-batch's gradients. ``watched``: by hooks, which a recording doesn't call; so it is run plainly."""
+    def __call__(self, plain: Pass, inputs: Inputs, factor: Tensor, *, watched: bool = False) -> Sums:
+        """Add the micro-batch's gradients.
+
+        Args:
+            plain: its forward and backward pass, always the same function.
+            watched: by hooks, which a recording doesn't call; so it is run plainly.
+        """
         shape = tuple((t.shape, t.dtype) for t in inputs)
         known = self.recordings.get(shape)
         if known is None and not watched and self.seen[shape] >= WARM_UP and len(self.recordings) < MOST:
-            known = self.recordings[shape] = Recording(self.plain, inputs, factor, self.recorder)
+            known = self.recordings[shape] = Recording(plain, inputs, factor, self.recorder)
         if known is None or watched:
             self.seen[shape] += 1
-            return self.recorder.plainly(partial(self.plain, inputs, factor))
+            return self.recorder.plainly(partial(plain, inputs, factor))
         return known.play(inputs, factor)
 
 
@@ -130,16 +137,28 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], Sums]) -> tuple[Callable[[], None], Sums]:
         """As one graph. Raises `RunError` where the work asks the device for something."""
-        graph = torch.cuda.CUDAGraph()
-        gc.collect()  # what is freed meanwhile would be part of it
+        graph, before, collecting = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), gc.isenabled()
+        gc.collect()
+        gc.disable()  # other objects of the device must not go meanwhile
         try:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
                 sums = work()  # other threads, the writer of checkpoints among them, go on meanwhile
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            raise RunError(
-                "impl.cuda_graphs: a micro-batch's forward and backward pass can't be recorded; something in it waits for the device. Leave "
-                f"impl.cuda_graphs out: the checkpoints go on without it. torch says: {str(error).splitlines()[0]}"
-            ) from error
+            raise _explained(error) from error
+        finally:
+            torch.cuda.set_stream(before)  # which torch doesn't do if ending the recording fails as well
+            if collecting:
+                gc.enable()
         return graph.replay, sums
+
+
+def _explained(error: BaseException) -> BaseException:
+    """What to raise: torch's last error says that recording failed, its first one why."""
+    while error.__context__ is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__context__
+    if isinstance(error, torch.OutOfMemoryError):
+        return error
+    return RunError(
+        "impl.cuda_graphs: a micro-batch's forward and backward pass can't be recorded; something in it waits for the device. Leave "
+        f"impl.cuda_graphs out: the checkpoints go on without it. torch says: {str(error).splitlines()[0]}"
+    )

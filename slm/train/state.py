@@ -100,7 +100,8 @@ def build(run: "Run", corpus: Corpus, loader: Loader, course: Course, world: Wor
     model = model.to(world.device)
     model.attention_backend, model.recorded = run.impl.attention, run.impl.cuda_graphs
     if run.impl.cuda_graphs:
-        recording.check(model, world)
+        recording.check_place(world)
+        recording.check_model(model)
     if run.train.precision == "fp8":
         float8.apply(model)
     run.impl.recompute.apply(model)

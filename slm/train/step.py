@@ -32,12 +32,13 @@ class Stepper:
     def __init__(self, state: "TrainState", run: "Run", world: World, course: Course, meter: "Meter") -> None:
         self.state, self.run, self.world, self.course, self.meter = state, run, world, course, meter
         self.norm = torch.zeros(())
-        self.recorded = Recorded(self._pass, CudaRecorder(world.device)) if run.impl.cuda_graphs else None
+        self.recorded = Recorded(CudaRecorder(world.device)) if run.impl.cuda_graphs else None
 
     def __call__(self, batch: Batch) -> None:
         """Take a step. ``batch``: this process's share of the global one."""
         state, run = self.state, self.run
-        targets = self.world.sum((batch.targets_BT != -100).sum().to(state.sums))
+        counted = (batch.targets_BT != -100).sum()
+        targets = self.world.sum(counted.to(state.sums.device, state.sums.dtype, non_blocking=True))
         micro = list(batch.split(run.impl.micro_batch or len(batch.tokens_BT)))
         for part in micro[:-1]:
             with state.spread.accumulating() if self.world.size > 1 else nullcontext():
@@ -57,11 +58,13 @@ class Stepper:
 
     def _forward_backward(self, batch: Batch, targets: Tensor) -> None:
         """Add the gradient of the loss per target of the *global* batch; processes are averaged, hence the factor."""
-        inputs, factor = self.state.objective.inputs(batch.to(self.world.device)), self.world.size / targets
+        with autocast(self.world.device, self.run.train.precision):
+            inputs = self.state.objective.inputs(batch.to(self.world.device))
+        factor = self.world.size / targets
         if self.recorded is None:
             nll, kl = self._pass(inputs, factor)
         else:
-            nll, kl = self.recorded(inputs, factor, watched=self.meter.watching)
+            nll, kl = self.recorded(self._pass, inputs, factor, watched=self.meter.watching)
         self.meter.count(batch, nll, kl)
 
     def _pass(self, inputs: Inputs, factor: Tensor) -> Sums:

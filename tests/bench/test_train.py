@@ -17,6 +17,7 @@ from slm.bench.training import added, ours, overhead, plain
 from slm.bench.training.job import SHAPES, WARMUP, Job, Stopwatch
 from slm.cli.main import app
 from slm.config.errors import ConfigError, RunError
+from slm.train.recording import WARM_UP
 
 STEPS = 20
 
@@ -166,10 +167,12 @@ def test_on_a_gpu_ours_is_also_recorded_and_compiled_and_the_wall_counts(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each way twice as fast as the one before, by the wall; its processors are idle."""
-    assert not list(bench.executed(job, 1))
-    as_told = canned()
+    with pytest.raises(ConfigError, match="--only executed is measured on cuda, and this is cpu"):
+        bench.run(("executed",), device="cpu")
+    as_told, warm = canned(), set()
 
     def run_job(kind: str, trainer: str, job: dict[str, Any]) -> dict[str, Any]:
+        warm.add(job["warm"])
         faster = list(bench.EXECUTED.values()).index(job["impl"])
         made = Job.of({**job, "device": "cpu", "impl": {k: v for k, v in job["impl"].items() if k == "compile"}})
         assert made.run().impl.compile == job["impl"].get("compile", "none")
@@ -181,6 +184,7 @@ def test_on_a_gpu_ours_is_also_recorded_and_compiled_and_the_wall_counts(
     assert [one.value for one in found] == [30.0, 60.0, 120.0]
     assert [one.peer_value for one in found] == [15.0] * 3
     assert [one.ratio for one in found] == [2.0, 4.0, 8.0]
+    assert min(warm) > WARM_UP + 1  # the recording isn't timed
 
 
 def test_what_does_not_train_or_is_another_model_is_no_result(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

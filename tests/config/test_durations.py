@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import pydantic
 import pytest
 
-from slm.config.durations import Duration
+from slm.config.durations import Duration, InSteps
 from slm.config.errors import ConfigError
 
 
@@ -25,6 +26,14 @@ def test_to_steps(text: str, steps: int) -> None:
 def test_text_comes_back(text: str) -> None:
     duration = Duration.parse(text)
     assert Duration.parse(str(duration)) == duration
+
+
+def test_a_time_is_no_length() -> None:
+    lengths = pydantic.TypeAdapter(InSteps)
+    assert lengths.validate_python("1.5B tokens") == Duration(1.5e9, "tokens")
+    assert lengths.dump_python(Duration.parse("5%"), mode="json") == "5%"
+    with pytest.raises(pydantic.ValidationError, match="'2 h' is a time"):
+        lengths.validate_python("2h")
 
 
 def test_time_has_seconds_and_no_steps() -> None:

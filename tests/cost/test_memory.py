@@ -40,7 +40,7 @@ def test_what_is_exchanged_is_there_on_the_way_back_only() -> None:
 
 
 def test_the_copy_that_checkpoints_are_written_from_is_the_hosts() -> None:
-    copied = replace(STEP, copied=True)
+    copied = replace(STEP, copied=1200)
     here, there = training_bytes(copied, device="cpu", shards=2), training_bytes(copied, device="cuda", shards=2)
     assert (here["checkpoint_copy"], here["host_bytes"]) == (200 + 400, 0)
     assert (there["checkpoint_copy"], there["host_bytes"]) == (0, 200 + 400)

@@ -258,3 +258,24 @@ def test_batches_move_as_a_whole() -> None:
     batch = make_batch(PLAN, range(4)).to("meta")
     assert {t.device.type for t in (batch.tokens_BT, batch.targets_BT, batch.docs_BT, batch.cu_seqlens)} == {"meta"}
     assert batch.max_seqlen == PLAN.max_seqlen
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_takes_pinned_batches_and_their_parts() -> None:
+    with Loader(PLAN, 4) as plain, Loader(PLAN, 4, pin=True) as pinned:
+        a, b = next(plain), next(pinned)
+    for part in (b, *b.split(3)):
+        assert part.tokens_BT.is_pinned()
+        assert part.docs_BT.is_pinned()
+    assert torch.equal(a.tokens_BT, b.to("cuda").tokens_BT.cpu())
+
+
+def test_pinning_changes_every_tensor_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Loader(PLAN, 4) as loader:
+        expected = next(loader)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: t + 1)
+    with Loader(PLAN, 4, pin=True) as loader:
+        batch = next(loader)
+    for name in ("tokens_BT", "targets_BT", "positions_BT", "docs_BT", "cu_seqlens"):
+        assert torch.equal(getattr(batch, name), getattr(expected, name) + 1)
+    assert (batch.rows, batch.first_row, batch.max_seqlen) == (expected.rows, expected.first_row, expected.max_seqlen)

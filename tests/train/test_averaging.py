@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pydantic
 import pytest
 import torch
 from hypothesis import given
@@ -104,10 +105,11 @@ def test_half_life_or_decay(given: dict) -> None:
         Averaging(**given)
 
 
-@pytest.mark.parametrize("half_life", ["2h", "0 steps"])
-def test_a_half_life_in_what_it_can_not_be_in(half_life: str) -> None:
-    with pytest.raises(ConfigError, match="give tokens, tokens_per_param, steps or a share"):
-        Averaging(half_life=half_life).per_step(total=10, batch_tokens=10, params=10)
+def test_a_half_life_of_nothing_or_of_a_time() -> None:
+    with pytest.raises(ConfigError, match="half_life=0 steps: it must be more than nothing"):
+        Averaging(half_life="0 steps").per_step(total=10, batch_tokens=10, params=10)
+    with pytest.raises(pydantic.ValidationError, match=r"half_life[\s\S]*'2 h' is a time"):
+        Averaging(half_life="2h")
 
 
 # ---- checkpoints ------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pydantic
 import pytest
 import torch
 
@@ -181,6 +182,25 @@ def test_what_has_a_length_in_tokens_counts_tokens_also_while_batches_grow(tiny)
     assert kept == due
     assert course.at(Duration.parse("0%")) == 0
     assert not course.due(None, 5)
+
+
+def test_a_length_without_steps_is_refused_before_the_first_step(tiny) -> None:
+    with pytest.raises(pydantic.ValidationError, match=r"log\.keep\.every[\s\S]*'2 h' is a time"):
+        tiny(log__keep={"last": 1, "every": "2h"})
+
+
+def test_checkpoints_may_be_due_by_the_clock(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step takes ten minutes: every third has a checkpoint, and the last."""
+    now, real = [0.0], Session.train_step
+
+    def slow(self: Session) -> None:
+        real(self)
+        now[0] += 600
+
+    monkeypatch.setattr("slm.train.loop.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(Session, "train_step", slow)
+    go(tiny(log__checkpoint_every="25 min", log__keep=20, train__budget={"steps": 10}))
+    assert [c.step for c in checkpoint.listing(Path("runs/tiny"))] == [3, 6, 9, 10]
 
 
 def test_a_ramp_that_the_processes_cannot_share_is_refused_at_the_start(tiny) -> None:

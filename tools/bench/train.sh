@@ -17,7 +17,7 @@ out=tools/bench/results/train-$(echo "$device" | tr ' /' '--' | tr '[:upper:]' '
 
 # Each step goes on if the one before fails, so that one visit to a GPU tells as much as it can; the exit code tells that one did.
 failed=0
-"$python" -m pytest -q -p no:cacheprovider tests/train/test_recording.py tests/train/optim/test_cuda.py || failed=1
+"$python" -m pytest -q -p no:cacheprovider tests/train/test_recording.py tests/train/optim/test_cuda.py tests/data/test_loader.py || failed=1
 "$python" -m slm bench train --device cuda --model 135m --json --markdown "${out%.json}.md" "$@" > "$out.part" && mv "$out.part" "$out" || failed=1
 echo "tools/bench/train.sh: $device, results in $out"
 exit $failed

@@ -8,7 +8,7 @@ from typing import Literal
 import pydantic
 
 from slm.config.base import Config
-from slm.config.durations import Duration
+from slm.config.durations import InSteps
 
 GRID = 1_000_000
 """Weights are whole numbers of millionths, so that no count ever depends on rounding."""
@@ -30,7 +30,7 @@ class Order(Config):
 class Stage(Config):
     """A stretch of the run with its own weights."""
 
-    until: Duration | None = None
+    until: InSteps | None = None
     """Where the stage ends, counted from the start of the run: '2B tokens', '500 steps', '20 tokens_per_param', '80%'.
     Nothing: the rest of the run (the last stage only)."""
     weights: dict[str, float]

@@ -226,10 +226,4 @@ def _rows(until: Duration, seq_len: int, horizon: Horizon, stage: int) -> int:
         )
     if until.unit == "steps":
         return round(until.value * (horizon.batch_rows or 0))
-    try:
-        return until.to_steps(batch_tokens=seq_len, params=horizon.params or 0, total_steps=horizon.rows)
-    except ConfigError:
-        raise ConfigError(
-            f"'until: {until}' of stage {stage} of the mixture: a stage ends after so many tokens, steps, tokens_per_param or a "
-            f"share of the run, not after a time."
-        ) from None
+    return until.to_steps(batch_tokens=seq_len, params=horizon.params or 0, total_steps=horizon.rows)

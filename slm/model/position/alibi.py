@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import pydantic
-import torch
 from torch import Tensor
 
+from slm.model.constant import constant
 from slm.model.parts import BuildContext
 from slm.model.position.base import Position, PositionPart, position
 
@@ -20,7 +20,7 @@ class LinearBias(Position):
         self.largest = largest
 
     def slopes(self, heads: int, x: Tensor) -> Tensor | None:
-        return torch.tensor(alibi_slopes(heads, self.largest), device=x.device, dtype=x.dtype)
+        return constant(tuple(alibi_slopes(heads, self.largest)), x.device, x.dtype)
 
 
 def alibi_slopes(heads: int, largest: float = 8.0) -> list[float]:

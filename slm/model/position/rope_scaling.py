@@ -12,6 +12,7 @@ from torch import Tensor
 
 from slm.config.errors import ConfigError
 from slm.config.registry import Part, Registry
+from slm.model.constant import constant
 
 
 class RopeScaling(Part):
@@ -158,6 +159,6 @@ class LongRope(RopeScaling):
                 )
 
     def stretch(self, frequency_R: Tensor, base: float, positions_BT: Tensor) -> tuple[Tensor, Tensor | float]:
-        short_R, long_R = (torch.tensor(f, device=frequency_R.device) for f in (self.short, self.long))
+        short_R, long_R = (constant(f, frequency_R.device, torch.float32) for f in (self.short, self.long))
         factor_R = torch.where(positions_BT.max() >= self.original, long_R, short_R)
         return frequency_R / factor_R, self.attention_factor

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from slm.config.durations import Duration
+from slm.config.durations import Duration, InSteps
 from slm.config.registry import Part, Registry
 
 
@@ -31,7 +31,7 @@ class Length:
 class SchedulePart(Part):
     """A learning-rate schedule."""
 
-    warmup: Duration = Duration.parse("2%")
+    warmup: InSteps = Duration.parse("2%")
     """Linear ramp from 0 at the start."""
 
     def factor(self, step: int, *, total: int, batch_tokens: int, params: int) -> float:

@@ -15,7 +15,7 @@ from typing import Literal
 import pydantic
 
 from slm.config.base import Config
-from slm.config.durations import Duration
+from slm.config.durations import InSteps
 from slm.config.errors import ConfigError
 
 
@@ -24,7 +24,7 @@ class BatchRamp(Config):
 
     start: int = pydantic.Field(gt=0)
     """Tokens per step at the beginning: a multiple of ``data.seq_len``."""
-    over: Duration
+    over: InSteps
     """Until the batch is full: tokens, or tokens_per_param."""
     shape: Literal["linear", "double"] = "linear"
     """Growing evenly with the tokens seen, or doubling after equal shares of ``over``."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pydantic
 
 from slm.config.base import Config
-from slm.config.durations import Duration
+from slm.config.durations import Duration, InSteps
 from slm.config.errors import ConfigError
 from slm.train.schedule.base import Length, SchedulePart, schedule
 
@@ -29,7 +29,7 @@ def fall(shape: Shape, x: float, floor: float) -> float:
 class Decaying(SchedulePart):
     """A trunk that doesn't depend on the run's length, and a decay at the end."""
 
-    decay: Duration = Duration.parse("20%")
+    decay: InSteps = Duration.parse("20%")
     """Length of the decay at the end; ``0 steps`` is a trunk without one."""
     shape: Shape = "linear"
     """How it falls. exponential: by the same factor at every step (MiniCPM); it needs a ``floor`` above 0."""
@@ -78,9 +78,9 @@ class Trapezoid(WarmupStableDecay):
 class InverseSqrt(Decaying):
     """Warm-up, then falling with the root of the step; a decay to the end if one is set."""
 
-    decay: Duration = Duration.parse("0 steps")
+    decay: InSteps = Duration.parse("0 steps")
     """Length of the decay at the end; ``0 steps`` for none."""
-    timescale: Duration | None = None
+    timescale: InSteps | None = None
     """So long after the warm-up the rate has fallen to 1 / sqrt(2). None: as long as the warm-up, the classic form."""
 
     def plateau(self, step: int, warmup: int, length: Length) -> float:
@@ -138,7 +138,7 @@ class Linear(SchedulePart):
 class Milestone(Config):
     """A point of a piecewise schedule."""
 
-    at: Duration
+    at: InSteps
     """Where: a share of the budget, or steps or tokens from the start."""
     factor: float = pydantic.Field(ge=0, le=1)
     """Factor from here on."""

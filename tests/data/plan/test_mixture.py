@@ -92,13 +92,17 @@ def test_impossible_mixtures(mixture: dict[str, Any], message: str) -> None:
             ],
             r"Stage 1 of the mixture ends at row 9 .* begins at row 9",
         ),
-        ([{"weights": {"a": 0.5, "b": 0.5}, "until": "2h"}, {"weights": {"a": 1}}], "not after a time"),
         ([{"weights": {"a": 0.5, "b": 0.5}, "until": tokens(90)}], r"last stage ends at row 90.*has 100 rows"),
     ],
 )
 def test_mixtures_that_do_not_fit_the_run(stages: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan({"stages": stages}, rows=100, a=5, b=5)
+
+
+def test_a_stage_ends_after_no_time() -> None:
+    with pytest.raises(pydantic.ValidationError, match="'2 h' is a time"):
+        Mixture(stages=[{"weights": {"a": 0.5, "b": 0.5}, "until": "2h"}, {"weights": {"a": 1}}])
 
 
 def test_durations_without_a_run() -> None:

@@ -17,10 +17,11 @@ from slm.checkpoint.fingerprint import weights_hash
 from slm.cli.distill import cache
 from slm.config.errors import ConfigError, RunError
 from slm.config.yaml import dump_yaml
-from slm.data.loader import Loader, make_batch
+from slm.data.loader import Batch, Loader, make_batch
 from slm.data.prepare import prepare
 from slm.data.store.checked import BLOCK
 from slm.model.decoder import Decoder
+from slm.model.precision import product_dtype, working_dtype
 from slm.run import Run
 from slm.train.config import Train
 from slm.train.course import Course
@@ -122,6 +123,20 @@ def test_the_teacher_is_no_part_of_what_is_trained_or_saved(taught) -> None:
     module = DistillLoss(result.model, run.train.distill, teacher)
     assert len(list(module.parameters())) == len(list(result.model.parameters()))
     assert not any(p.requires_grad for p in teacher.model.parameters())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_teacher_reads_in_the_precision_of_the_run(taught, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[torch.dtype] = set()
+    real = OnlineTeacher.answer
+
+    def watched(self: OnlineTeacher, batch: Batch) -> tuple[torch.Tensor, ...]:
+        seen.add(working_dtype(self.model.embedding.weight))
+        return real(self, batch)
+
+    monkeypatch.setattr(OnlineTeacher, "answer", watched)
+    go(taught(train__precision=precision, train__budget={"steps": 2}, train__schedule={"name": "constant"}))
+    assert seen == {product_dtype(precision)}
 
 
 def test_the_log_has_the_plain_cross_entropy_and_the_divergence(taught, tiny) -> None:
