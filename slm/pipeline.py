@@ -54,11 +54,23 @@ def launch(run: Run, *, console: Console | None = None, command: str = "") -> di
     stages, summary = stage_runs(run), dict[str, Any]()
     with join_world(run.impl.device) as world:
         console = console if console is not None and world.main else Console(quiet=True)
-        for stage in stages:
+        for stage in _left(stages, console):
             summary = _launch(stage, world, console, command)
             if summary["interrupted"] or summary["steps"] < (stage.train.until or 0):  # the hours were used up
                 break
     return summary
+
+
+def _left(stages: list[Run], console: Console) -> list[Run]:
+    """The stages from the last one on that has a checkpoint; those before it are over, also where somebody removed them."""
+    begun = [number for number, stage in enumerate(stages) if checkpoint.latest(run_dir_of(stage)) is not None]
+    for stage in stages[: begun[-1]] if begun else []:
+        there = checkpoint.latest(run_dir_of(stage)) is not None
+        console.print(
+            f"{run_dir_of(stage)} is {'trained already' if there else 'gone, and a later stage has begun'}.",
+            markup=False,
+        )
+    return stages[begun[-1] :] if begun else stages
 
 
 def _launch(run: Run, world: World, console: Console, command: str) -> dict[str, Any]:
@@ -66,8 +78,11 @@ def _launch(run: Run, world: World, console: Console, command: str) -> dict[str,
     run_dir = run_dir_of(run)
     done = _finished(run, run_dir)
     if done is not None:
+        if done["report"] and world.main and not Path(done["report"]).exists():
+            _report(run_dir)
         console.print(
-            f"{run_dir} is trained already (step {done['steps']:,}); nothing to do. Its report: {done['report']}"
+            f"{run_dir} is trained already (step {done['steps']:,}); nothing to do. Its report: {done['report']}",
+            markup=False,
         )
         return done
     refuse_other_experiment(run, run_dir)
@@ -91,8 +106,11 @@ def _finished(run: Run, run_dir: Path) -> dict[str, Any] | None:
     file = run_dir / "summary.json"
     if not file.exists() or checkpoint.latest(run_dir) is None:
         return None
-    summary: dict[str, Any] = json.loads(file.read_text())
-    return summary if summary.get("identity") == run.identity else None
+    try:
+        summary = json.loads(file.read_text())
+    except ValueError:  # UnicodeDecodeError is one
+        summary = None  # damaged: what it says is found out again
+    return summary if isinstance(summary, dict) and summary.get("identity") == run.identity else None
 
 
 def _prepare(run: Run, console: Console) -> Corpus:
@@ -102,7 +120,8 @@ def _prepare(run: Run, console: Console) -> Corpus:
     for name in wanted:
         console.print(
             f"No token store for source '{name}' yet: making {paths[name]} with a '{run.tokenizer.part_name}' tokenizer of "
-            f"{run.tokenizer.vocab_size:,} tokens."
+            f"{run.tokenizer.vocab_size:,} tokens.",
+            markup=False,
         )
     with Shown(console) as progress:
         corpus = prepare(
@@ -117,7 +136,7 @@ def _prepare(run: Run, console: Console) -> Corpus:
         return corpus
     for split in SPLITS:
         documents, tokens = corpus.counts(split)
-        console.print(f"  {split}: {documents:,} documents, {tokens:,} tokens")
+        console.print(f"  {split}: {documents:,} documents, {tokens:,} tokens", markup=False)
     return corpus
 
 
@@ -168,8 +187,18 @@ def _finish(
     summary["report"] = str(result.run_dir / "report.html") if run.finish.report else None
     _write_json(result.run_dir / "summary.json", summary)
     if run.finish.report:
-        write_run_report(result.run_dir)
+        _report(result.run_dir)
     return summary
+
+
+def _report(run_dir: Path) -> None:
+    try:
+        write_run_report(run_dir)
+    except OSError as error:
+        raise RunError(
+            f"Can't write {run_dir / 'report.html'}: {error.strerror or error}. All else of the run is there; the same command makes the report, "
+            f"or slm report {run_dir}."
+        ) from None
 
 
 def _samples(run: Run, corpus: Corpus, result: TrainResult) -> dict[str, Any]:

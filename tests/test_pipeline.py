@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 from support import tiny_config
 
+from slm.config.errors import RunError
 from slm.pipeline import launch
 
 
@@ -30,6 +33,32 @@ def test_from_nothing_to_a_report_and_not_twice(tiny) -> None:
     before = (folder / "summary.json").stat().st_mtime_ns
     assert launch(run)["bpb"] == summary["bpb"]
     assert (folder / "summary.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("damage", [b'{"name": "ti', b"[]", b"\xff"])
+def test_a_damaged_summary_is_made_again(damage: bytes, tiny) -> None:
+    run = tiny(finish={"samples": 0, "export": [], "baselines": False})
+    summary, file = launch(run), Path("runs/tiny/summary.json")
+    file.write_bytes(damage)
+    assert launch(run)["bpb"] == summary["bpb"]
+    assert json.loads(file.read_text())["bpb"] == summary["bpb"]
+
+
+def test_a_report_that_could_not_be_written_is_made_the_next_time(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny(name="t[/x]", finish={"samples": 0, "export": [], "baselines": False})
+    report, shown = Path("runs/t[/x]/report.html"), io.StringIO()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("slm.pipeline.write_run_report", full)
+        with pytest.raises(RunError, match=r"Can't write .*report\.html: No space left .*slm report"):
+            launch(run, console=Console(file=io.StringIO()))
+    assert not report.exists()
+    launch(run, console=Console(file=shown, width=200))
+    assert report.is_file()
+    assert f"nothing to do. Its report: {report}" in shown.getvalue()
 
 
 def test_a_model_that_cannot_be_exported_still_gets_its_report(tiny) -> None:

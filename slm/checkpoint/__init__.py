@@ -11,6 +11,7 @@ from slm.checkpoint.layout import latest, pin, pinned, resolve, run_dir_of, unpi
 from slm.checkpoint.manifest import verify
 from slm.checkpoint.reading import Checkpoint, Spec, describe, load, read_into, read_state, specs
 from slm.checkpoint.restore import Restored, restore
+from slm.checkpoint.retention import newest_sound
 from slm.checkpoint.saver import Saver
 from slm.checkpoint.single import save
 
@@ -25,6 +26,7 @@ __all__ = [
     "listing",
     "load",
     "newest",
+    "newest_sound",
     "pin",
     "pinned",
     "read_into",

@@ -32,12 +32,22 @@ def as_overrides(overrides: list[str] | None, branch_from: str | None, profile: 
         given = [
             o.replace("train.decay=", "train.schedule.decay=", 1) if o.startswith("train.decay=") else o for o in given
         ]
-        from slm import checkpoint
-
-        given.append(f"log.branch_from={_quoted(str(checkpoint.resolve(branch_from)))}")
+        given.append(f"log.branch_from={_quoted(_found(branch_from))}")
     if profile:
         given.append(f"log.profile={profile}")
     return given
+
+
+def _found(trunk: str) -> str:
+    from slm import checkpoint
+    from slm.config.errors import RunError
+
+    try:
+        return str(checkpoint.resolve(trunk))
+    except RunError as error:
+        raise RunError(
+            f"--branch-from: {error} A branch that has begun goes on without it: slm train runs/NAME/config.yaml."
+        ) from None
 
 
 def _quoted(text: str) -> str:
@@ -47,9 +57,16 @@ def _quoted(text: str) -> str:
 
 
 def branched(run: "Run") -> "Run":
-    """The run as a branch, if it is one. Raises what `slm.train.branching.branch` raises."""
+    """The run as a branch, if it is one. Raises what `slm.train.branching.branch` raises.
+
+    A branch's own config.yaml is one already, and once it has checkpoints it needs its trunk no more."""
     if run.log.branch_from is None:
         return run
+    from slm import checkpoint
     from slm.train.branching import branch
+    from slm.train.rundir import run_dir_of
+
+    if run.train.branch is not None and checkpoint.latest(run_dir_of(run)) is not None:
+        return run
 
     return branch(run, run.log.branch_from)

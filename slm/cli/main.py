@@ -82,3 +82,8 @@ def main() -> None:
     except BrokenPipeError:  # `slm parts | head`
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        print(f"slm: {error.filename}: {error.strerror}. (--debug shows where.)", file=sys.stderr)
+        sys.exit(1)

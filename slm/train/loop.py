@@ -130,7 +130,7 @@ class Session:
             self.run_dir, keep, self.world, stretch=self.course.stretches(keep.every),
             spare=resumed_from, asynchronous=run.log.checkpoint_async,
         )  # fmt: skip
-        self.log = MetricsLog(self.run_dir / "metrics.jsonl", state.step) if main else None
+        self.log = MetricsLog(self.run_dir / "metrics.jsonl", state.step, say) if main else None
         self.mirror = Mirrors.of(run, self.run_dir, state.step, say) if main else Mirrors({}, say)
         self.profiler = profiler(
             run.log.profile, self.run_dir / "profile", self.world, say, after=WARM_UP if run.impl.cuda_graphs else 0
@@ -189,6 +189,8 @@ class Session:
         step, last = self.state.step, self.state.step == self.course.end
         if self._recorded(step):
             self._record()
+        if self._recorded(step) or step % max(1, self.run.train.spikes.give_up // 4) == 0:  # it waits for the device
+            self._give_up_if_lost()
         every = self.run.log.eval_every
         if self.run.data.heldout and every is not None and (last or self.course.due(every, step)):
             self._evaluate()
@@ -260,11 +262,23 @@ class Session:
             tokens=self.course.tokens(self.state.step), params=self.course.params, norm=self.stepper.norm
         )
         self._publish(record)
-        if record["skipped_in_a_row"] >= self.run.train.spikes.give_up:
-            raise RunError(
-                f"{record['skipped_in_a_row']} steps in a row were skipped for their gradient, up to step {record['step']}. "
-                f"Lower the learning rate or raise the warm-up; the last checkpoint in {self.run_dir} is from before."
-            )
+
+    def _give_up_if_lost(self) -> None:
+        """Raise `RunError` if too many steps in a row were skipped."""
+        in_a_row = self.state.guard.read()["in_a_row"]
+        if in_a_row < self.run.train.spikes.give_up:
+            return
+        self.saver.wait()
+        before = checkpoint.newest_sound(self.run_dir)
+        where = (
+            f"{before} is the newest checkpoint from before: a branch (--branch-from) or a run of its own (train.init_from) goes on from it"
+            if before is not None
+            else "There is no checkpoint from before"
+        )
+        raise RunError(
+            f"{in_a_row} steps in a row were skipped for their gradient, up to step {self.state.step} (train.spikes.give_up). {where}. Lower "
+            f"the learning rate, or raise the warm-up."
+        )
 
     def _evaluate(self) -> None:
         self.meter.tick()

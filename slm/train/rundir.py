@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
@@ -35,19 +35,38 @@ def claimed(run: "Run", run_dir: Path) -> Iterator[None]:
         ConfigError: it holds another experiment; the differing fields are shown.
         RunError: another process is training there.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("a") as lock:
+    with _lock_file(run_dir) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunError(
                 f"{run_dir} is in use: another process is training there. Wait for it, or set log.dir or name."
             ) from None
-        lock.truncate(0)
-        print(socket.gethostname(), os.getpid(), file=lock, flush=True)  # for `slm watch`, where it can't see the lock
         refuse_other_experiment(run, run_dir)
-        replace_durably(run_dir / "config.yaml", dump_yaml(run.model_dump(mode="json"), run.notes).encode())
+        try:
+            lock.truncate(0)
+            print(
+                socket.gethostname(), os.getpid(), file=lock, flush=True
+            )  # for `slm watch`, where it can't see the lock
+            replace_durably(run_dir / "config.yaml", dump_yaml(run.model_dump(mode="json"), run.notes).encode())
+        except OSError as error:
+            raise _unwritable(run_dir, error) from None
         yield
+
+
+def _lock_file(run_dir: Path) -> IO[str]:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        return (run_dir / ".lock").open("a")
+    except OSError as error:
+        raise _unwritable(run_dir, error) from None
+
+
+def _unwritable(run_dir: Path, error: OSError) -> RunError:
+    return RunError(
+        f"The run can't be kept in {run_dir}: {error.strerror or error}. Make room or give it another place (log.dir=...); checkpoints that "
+        f"are there stay as they are."
+    )
 
 
 def refuse_other_experiment(run: "Run", run_dir: Path) -> None:
@@ -66,7 +85,15 @@ def refuse_other_experiment(run: "Run", run_dir: Path) -> None:
 
 def _experiment_in(file: Path, schema: "type[Run]") -> dict[str, Any]:
     """What a config.yaml defines, with the defaults of settings that are newer than the file."""
-    plain = yaml.safe_load(file.read_text()) or {}
+    try:
+        plain = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        plain = None
+    if not isinstance(plain, dict):
+        raise RunError(
+            f"{file} is damaged: it holds no experiment. Each checkpoint beside it has a copy: put the one of the newest, "
+            f"{file.parent}/checkpoints/step-.../config.yaml, in its place, and start again."
+        )
     try:
         return schema(**plain).experiment()
     except (

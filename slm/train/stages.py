@@ -39,8 +39,8 @@ CHANGEABLE = (
     "log.",
 )
 """What a stage may change. Budget, schedule and batch are the whole run's; the rest of the model and the tokenizer can't change."""
-FIXED = ("model.position.name", "train.optim.name")
-"""What it may not: another position encoding or optimiser would have other tensors."""
+FIXED = ("model.position.name", "train.optim.name", "log.dir")
+"""What it may not: another position encoding or optimiser would have other tensors, and a stage's place follows from the run's."""
 
 
 def stage_runs(run: "Run") -> "list[Run]":
@@ -56,6 +56,11 @@ def stage_runs(run: "Run") -> "list[Run]":
     if begins[0] != 0 or sorted(set(begins)) != begins or begins[-1] >= course.total:
         raise ConfigError(
             f"train.stages begin at steps {begins} of {course.total}: the first begins at 0, and each later one after the one before."
+        )
+    if run.train.branch is not None and len(begins) > 1 and begins[1] <= run.train.branch.step:
+        raise ConfigError(
+            f"train.stages: stage {run.train.stages[1].name!r} begins at step {begins[1]}, but this run branches from step "
+            f"{run.train.branch.step}, which is later. Leave out the stages that were over by then."
         )
     made: list[Run] = []
     changes: dict[str, Any] = {}

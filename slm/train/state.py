@@ -172,6 +172,7 @@ def save(state: TrainState, run: "Run", corpus: Corpus, saver: checkpoint.Saver,
         "sums": world.sum(state.sums.clone()).tolist(),
         "seconds": state.seconds,
         "identity": run.identity,
+        "skipped_in_a_row": state.guard.read()["in_a_row"],
     }
     if state.heldout is not None and state.heldout[0] == state.step:
         counters["heldout_bpb"] = state.heldout[1]

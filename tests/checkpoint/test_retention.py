@@ -42,6 +42,17 @@ def test_every_reason_keeps_and_a_pin_always_does(tmp_path: Path) -> None:
     ]
 
 
+def test_the_last_one_before_steps_that_were_skipped_stays(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, Retention(last=2), asynchronous=False)
+    for step in range(1, 7):
+        saver.save(step, WEIGHTS, {"step": step, "skipped_in_a_row": max(0, step - 3)}, "", b"{}")
+    assert [c.step for c in checkpoint.listing(tmp_path)] == [3, 5, 6]
+    assert checkpoint.newest_sound(tmp_path) == tmp_path / "checkpoints" / "step-00000003"
+    saver.save(7, WEIGHTS, {"step": 7, "skipped_in_a_row": 0}, "", b"{}")
+    assert [c.step for c in checkpoint.listing(tmp_path)] == [6, 7]
+    assert checkpoint.newest_sound(tmp_path / "nowhere") is None
+
+
 def test_what_was_read_whole_stays_until_two_newer_stand(tmp_path: Path) -> None:
     kept(tmp_path, Retention(last=1), steps=1)
     saver = Saver(tmp_path, Retention(last=1), asynchronous=False, spare=checkpoint.latest(tmp_path))

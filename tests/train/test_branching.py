@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from slm.train.branching import branch
 from slm.train.loop import TrainResult, train
 from slm.train.metrics import read_metrics
 from slm.train.parallel.world import World
+from slm.train.stages import stage_runs
 
 ALONE = World(0, 1, torch.device("cpu"))
 AT = "runs/tiny/checkpoints/step-00000008"
@@ -48,6 +50,24 @@ def test_a_branch_is_bitwise_the_run_from_the_start(tiny, trunk) -> None:
         for d in (result.run_dir, "whole")
     ]
     assert losses[0] == losses[1]  # the trunk's records included
+
+
+def test_a_branch_that_has_begun_needs_its_trunk_no_more(tiny, trunk) -> None:
+    run = branch(tiny(**trunk, finish={"samples": 0, "export": [], "baselines": False}), AT)
+    go(run)
+    shutil.rmtree("runs/tiny")
+    config = "runs/tiny-branch-8/config.yaml"
+    said = slm("train", config, "--branch-from", AT, code=1).stderr
+    assert said.startswith(f"slm: --branch-from: No checkpoint at '{AT}'")
+    assert "A branch that has begun goes on without it: slm train runs/NAME/config.yaml" in said
+    slm("train", config)
+    assert Path("runs/tiny-branch-8/summary.json").exists()
+
+
+def test_a_branch_whose_stages_were_over_is_refused(tiny, trunk) -> None:
+    run = branch(tiny(**trunk, train__stages=[{"name": "a"}, {"name": "b", "from": "5 steps"}]), AT)
+    with pytest.raises(ConfigError, match=r"stage 'b' begins at step 5, but this run branches from step 8"):
+        stage_runs(run)
 
 
 def test_a_branch_goes_on_by_the_same_command_or_by_its_config(tiny, trunk, monkeypatch) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 from pathlib import Path
 
 import pydantic
 import pytest
 import torch
+from rich.console import Console
 
 from slm import checkpoint
 from slm.config.errors import ConfigError
@@ -74,6 +77,19 @@ def test_finished_stages_are_not_trained_again(tiny, monkeypatch) -> None:
     assert steps[8:] == [6, *range(7, 12)]  # the second stage began at 6 and had no checkpoint of its own yet
 
 
+def test_a_stage_that_was_removed_is_not_trained_again_behind_a_later_one(tiny, monkeypatch) -> None:
+    from slm.train.loop import Session
+
+    run, shown = tiny(train__stages=STAGES, **QUICK), io.StringIO()
+    launch(run)
+    shutil.rmtree("runs/tiny/1-short")
+    Path("runs/tiny/3-gentle/summary.json").unlink()
+    monkeypatch.setattr(Session, "train_step", lambda self: pytest.fail(f"step {self.state.step} is taken"))
+    assert launch(run, console=Console(file=shown, width=200))["steps"] == 12
+    assert "runs/tiny/1-short is gone, and a later stage has begun" in shown.getvalue()
+    assert not Path("runs/tiny/1-short").exists()
+
+
 def test_a_stages_name_is_a_directory() -> None:
     with pytest.raises(pydantic.ValidationError):
         Stage(name="../elsewhere")
@@ -106,6 +122,7 @@ def test_a_budget_in_flops_is_the_whole_runs(tiny) -> None:
             ],
             "leads into",
         ),
+        ([{"name": "a", "change": {"log.dir": "elsewhere"}}], "can't change 'log.dir'"),
         ([{"name": "a", "from": "10%"}], "the first begins at 0"),
         ([{"name": "a"}, {"name": "b", "from": "2 steps"}, {"name": "c", "from": "2 steps"}], "each later one after"),
         ([{"name": "a"}, {"name": "b", "from": "100%"}], "each later one after"),

@@ -109,8 +109,15 @@ def test_an_outlier_is_skipped_and_too_many_end_the_run(tiny) -> None:
         assert go(tiny(log__dir="one", **changes)).skipped == 1
         assert [r["skipped"] for r in records("one")][3:6] == [0, 1, 1]
         bad = set(range(5, 12))
-        with pytest.raises(RunError, match="3 steps in a row were skipped for their gradient, up to step 8"):
-            go(tiny(log__dir="many", **changes))
+        often = {"log__checkpoint_every": "1 steps", "log__every": 100}  # more checkpoints than are kept, and no record
+        with pytest.raises(
+            RunError, match=r"3 steps in a row .* up to step 8 .*many/checkpoints/step-00000005 is the newest .* before"
+        ):
+            go(tiny(log__dir="many", **often, **changes))
+        assert [c.step for c in checkpoint.listing(Path("many"))] == [5, 6, 7]
+        bad = set(range(12))
+        with pytest.raises(RunError, match=r"up to step 3 .* There is no checkpoint from before"):
+            go(tiny(log__dir="never", **often, **changes))
 
 
 def test_a_ramp_reads_every_row_once_and_has_the_rate_of_its_tokens(tiny) -> None:
