@@ -9,6 +9,7 @@ import typer
 
 from slm.cli.output import JsonFlag, emit_json
 from slm.cli.watch import Runs
+from slm.config.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
@@ -21,12 +22,18 @@ def report(
         Path | None, typer.Option(help="The page; by default <run>/report.html, or comparison.html for several runs.")
     ] = None,
     x: Annotated[
-        str, typer.Option("--x", help="First x axis of a comparison: tokens, steps, flops, hours.")
-    ] = "tokens",
+        str | None, typer.Option("--x", help="First x axis of a comparison: tokens (the default), steps, flops, hours.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Write a self-contained page of a run, finished or not; of several, one page that compares them."""
-    from slm.report.records import find_run
+    from slm.report.find import find_run
+
+    if x is not None and len(runs) == 1:
+        raise ConfigError(
+            f"--x={x} is for a comparison, and {runs[0]!r} is one run, whose page is drawn over training tokens. Name a second run, or leave "
+            "--x out."
+        )
 
     places = [find_run(name) for name in runs]
     if len(places) == 1:
@@ -37,7 +44,7 @@ def report(
         from slm.report.compare import write_comparison
         from slm.watch.facts import flops_per_token
 
-        page = write_comparison(places, out or Path("comparison.html"), flops_per_token, x)
+        page = write_comparison(places, out or Path("comparison.html"), flops_per_token, x or "tokens")
     if json:
         emit_json({"page": str(page), "runs": [str(p) for p in places]})
     else:

@@ -30,7 +30,7 @@ def watch(
 
     It reads their files only, so a run may be in another process, or on another machine with a shared disk.
     """
-    from slm.report.records import find_run
+    from slm.report.find import find_run
     from slm.watch.state import Watched
     from slm.watch.view import frame
 

@@ -14,14 +14,13 @@ from markupsafe import Markup
 from slm.config.errors import ConfigError, RunError
 from slm.config.identity import differences
 from slm.report.charts import COLOURS
-from slm.report.page import render, write
-from slm.report.records import RunFiles
+from slm.report.page import check_place, render, write
+from slm.report.records import SECTIONS, RunFiles
 from slm.report.run import memory_key, tokens_at
 from slm.report.thin import LIMIT, buckets
 
 AXES = {"tokens": "training tokens", "steps": "steps", "flops": "training FLOPs", "hours": "hours of training"}
 """The x axes: name -> label. Hours are of training alone, as the trainer counts them."""
-EXPERIMENT = ("model", "tokenizer", "data", "train")
 MOST_DIFFERENCES = 40
 
 FlopsOf = Callable[[dict[str, Any]], float | None]
@@ -32,13 +31,15 @@ def write_comparison(run_dirs: Sequence[Path], out: Path, flops_of: FlopsOf, axi
     """Write the page that compares runs, finished or not.
 
     Raises:
-        ConfigError: no such axis.
-        RunError: a run has no records yet.
+        ConfigError: no such axis, or no such place for a page.
+        RunError: a run has no records yet, or damaged files.
     """
     if axis not in AXES:
         raise ConfigError(f"There is no x axis {axis!r}; there are {', '.join(AXES)}.")
+    check_place(out)
     runs = [RunFiles(d) for d in run_dirs]
     for run in runs:
+        run.check()
         if not run.records.train:
             raise RunError(f"{run.dir} has no training records yet, so there is nothing to compare.")
     names = _distinct(runs)
@@ -55,6 +56,7 @@ def write_comparison(run_dirs: Sequence[Path], out: Path, flops_of: FlopsOf, axi
     page = render(
         "compare.html.j2",
         title=" · ".join(names) if len(names) <= 4 else f"{len(names)} runs",
+        notes=[note for run in runs for note in run.notes],
         rows=[_row(run, name, i) for i, (run, name) in enumerate(zip(runs, names, strict=True))],
         colours=COLOURS,
         axes=data["axes"],
@@ -130,7 +132,7 @@ def _row(run: RunFiles, name: str, index: int) -> dict[str, Any]:
         "params": run.params,
         "step": last["step"],
         "tokens": last["tokens"],
-        "loss": last["loss"],
+        "loss": last.get("loss"),
         "heldout": evals[-1]["heldout_bpb"] if evals else None,
         "best": min((r["heldout_bpb"] for r in evals), default=None),
         "final": (run.summary or {}).get("bpb"),
@@ -142,7 +144,7 @@ def _row(run: RunFiles, name: str, index: int) -> dict[str, Any]:
 
 def _differences(first: RunFiles, other: RunFiles) -> list[str]:
     """What defines the other experiment and not the first: ``train.optim.lr: 0.001 -> 0.003``."""
-    old, new = ({section: run.config.get(section) for section in EXPERIMENT} for run in (first, other))
+    old, new = ({section: run.config.get(section) for section in SECTIONS} for run in (first, other))
     lines = differences(old, new)
     more = len(lines) - MOST_DIFFERENCES
     return lines if more <= 0 else [*lines[:MOST_DIFFERENCES], f"and {more} more"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from slm.config.errors import ConfigError, RunError
 from slm.config.files import replace_durably
 
 
@@ -32,9 +34,30 @@ def render(template: str, **values: Any) -> str:
 
 
 def write(path: Path, text: str) -> Path:
-    """Write a page whole or not at all."""
-    replace_durably(path, text.encode())
+    """Write a page whole or not at all.
+
+    Raises:
+        ConfigError: there can be no such file.
+        RunError: the disk refuses it.
+    """
+    check_place(path)
+    try:
+        replace_durably(path, text.encode())
+    except OSError as error:
+        raise RunError(
+            f"Can't write {path}: {error.strerror or error}. Make room, or get leave to write there; `slm report` writes elsewhere with --out."
+        ) from None
     return path
+
+
+def check_place(path: Path) -> None:
+    """Raise `ConfigError` if a page can't be at ``path`` because of what is, or isn't, there: asked before the page is drawn."""
+    if os.path.isdir(path):
+        raise ConfigError(
+            f"{path} is a directory, and a page is one file: name a file, such as {path / 'report.html'}."
+        )
+    if not os.path.isdir(path.parent):
+        raise ConfigError(f"There is no directory {path.parent} for {path.name}: make it, or name a file elsewhere.")
 
 
 def si(value: float | None, digits: int = 3) -> str:

@@ -7,32 +7,56 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from slm.config.errors import RunError
 from slm.report.charts import Chart, Line, draw
-from slm.report.page import render, write
-from slm.report.records import METRICS, RunFiles
+from slm.report.page import check_place, render, write
+from slm.report.records import CONFIG, MEND, METRICS, SUMMARY, RunFiles
 from slm.report.thin import thinned
 
 TOKENS = "training tokens (millions)"
 
 
 def write_run_report(run_dir: Path, out: Path | None = None) -> Path:
-    """Write the page of a run, by default its ``report.html``; an unfinished run gets a page that says so."""
+    """Write the page of a run, by default its ``report.html``; an unfinished run gets a page that says so.
+
+    Raises:
+        ConfigError: there can be no page at ``out``.
+        RunError: there is nothing to report, or the run's files are damaged.
+    """
+    out = out or run_dir / "report.html"
+    check_place(out)
     if not (run_dir / METRICS).exists():
         raise RunError(f"{run_dir} is no run directory: it has no {METRICS}.")
     files = RunFiles(run_dir)
-    train, evals, summary, config = files.records.train, files.records.eval, files.summary, files.config
-    if not train:
+    files.check()
+    if not files.config:
+        raise RunError(f"{run_dir} has no {CONFIG}, which says what was trained. {MEND[CONFIG]}")
+    if not files.records.train:
         raise RunError(f"{run_dir} has no training records yet, so there is nothing to report.")
-    page = render(
+    try:
+        page = _page(files)
+    except (KeyError, jinja2.UndefinedError) as error:
+        raise RunError(
+            f"{run_dir / CONFIG} or {run_dir / SUMMARY} lacks something that the page shows: {error}. {MEND[CONFIG]} If that is not it: "
+            f"{MEND[SUMMARY]}"
+        ) from error
+    return write(out, page)
+
+
+def _page(files: RunFiles) -> str:
+    train, evals, summary, config = files.records.train, files.records.eval, files.summary, files.config
+    return render(
         "run.html.j2",
         title=config["name"],
         summary=summary,
         last=train[-1],
         evaluated=evals[-1] if evals else None,
         config=config,
-        config_text=(run_dir / "config.yaml").read_text(),
-        command=(summary or {}).get("command") or f"slm train {run_dir / 'config.yaml'}",
+        config_text=files.config_text,
+        notes=files.notes,
+        command=(summary or {}).get("command") or f"slm train {files.dir / CONFIG}",
         bars=_bars(summary),
         charts=_charts(train, evals, summary),
         parts=_parts(config["model"]),
@@ -43,7 +67,6 @@ def write_run_report(run_dir: Path, out: Path | None = None) -> Path:
         mfu=_median([r["mfu_causal"] for r in train if r.get("mfu_causal") is not None]),
         skipped=len(skipped_at(train)),
     )
-    return write(out or run_dir / "report.html", page)
 
 
 def _source(data: dict[str, Any]) -> dict[str, str]:
@@ -65,7 +88,7 @@ def bpb_chart(train: list[dict[str, Any]], evals: list[dict[str, Any]], summary:
     if final is not None:
         lines.append(Line(f"all held-out documents: {final:.3f}", [train[-1]["tokens"] / 1e6], [final]))
     references = (summary or {}).get("baselines") or {}
-    values = [v for line in lines for v in line.y if math.isfinite(v)] + list(references.values())
+    values = [v for line in lines for v in line.y] + list(references.values())
     return Chart(TOKENS, "bits per byte", lines, references, y_range=_readable(values))
 
 
@@ -102,6 +125,7 @@ def skipped_at(train: list[dict[str, Any]]) -> list[float]:
 
 def _readable(values: list[float]) -> tuple[float, float] | None:
     """The range to show: the first steps lie so high that they would flatten all that follows."""
+    values = [v for v in values if math.isfinite(v)]
     if not values:
         return None
     low, high = min(values), max(values)

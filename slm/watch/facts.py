@@ -2,38 +2,63 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pydantic
 
-from slm.config.errors import ConfigError, SlmError
+from slm.config.errors import SlmError
 
 
-def total_steps(config: dict[str, Any], params: int | None) -> int | None:
-    """Optimiser steps of the whole run; None where the config can't be understood (parts of somebody's own).
+@dataclass(frozen=True)
+class Length:
+    """Where training ends: of a stage of a longer run, where the stage does."""
 
-    ``params``: stored parameters, if known. With them most budgets are turned into steps without loading torch.
+    steps: int
+    tokens: int
+    """Read by then, since the beginning of the whole run."""
+
+
+def length(config: dict[str, Any], params: int | None) -> Length | None:
+    """How long a run trains; None where the config can't be understood (parts of somebody's own).
+
+    ``params``: stored parameters, if known. With them, and without a batch ramp, most budgets are turned into steps without loading torch.
     """
-    from slm.train.budget import Budget
+    plain = _plain_length(config, params)
+    if plain is not None:
+        return plain
+    run = _run(config)
+    if run is None:
+        return None
+    from slm.train.course import Course
 
     try:
-        train = config["train"]
-        budget, batch = Budget(**train["budget"]), train["batch_tokens"]
-    except (KeyError, TypeError, pydantic.ValidationError, SlmError):
+        course = Course.of(run, run.model.costs())
+    except SlmError:
         return None
-    if params is not None or budget.tokens_per_param is None:
-        try:
-            return budget.total_steps(params or 0, batch)
-        except ConfigError:
-            pass  # in FLOPs, or in parameters counted another way
-    run = _run(config)
-    return None if run is None else budget.total_steps(run.model.costs(), batch)
+    return Length(course.end, course.tokens(course.end))
 
 
 def flops_per_token(config: dict[str, Any]) -> float | None:
     """Training FLOPs per token, as `slm plan` counts them."""
     run = _run(config)
     return None if run is None else run.model.costs().flops_per_token["train"]
+
+
+def _plain_length(config: dict[str, Any], params: int | None) -> Length | None:
+    """The length if all batches are alike and the budget is not in FLOPs, nor in parameters counted another way."""
+    from slm.train.budget import Budget
+
+    try:
+        train = config["train"]
+        budget, batch, until = Budget(**train["budget"]), train["batch_tokens"], train.get("until")
+        if train.get("batch_ramp") is not None or (params is None and budget.tokens_per_param is not None):
+            return None
+        steps = budget.total_steps(params or 0, batch)
+        end = min(steps, until or steps)
+        return Length(end, end * batch) if isinstance(batch, int) else None
+    except (KeyError, TypeError, ArithmeticError, pydantic.ValidationError, SlmError):
+        return None
 
 
 def _run(config: dict[str, Any]) -> Any:

@@ -14,7 +14,7 @@ def held(run_dir: Path) -> bool | None:
     """Whether a process trains in ``run_dir``; None where this machine can't tell (it runs on another one)."""
     file = run_dir / ".lock"
     try:
-        inode, text = file.stat().st_ino, file.read_text()
+        inode, text = file.stat().st_ino, file.read_text(errors="replace")
     except OSError:
         return None
     locks = _locked_inodes()

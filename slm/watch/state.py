@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from slm.config.identity import fingerprint
-from slm.report.records import CONFIG, METRICS, RunFiles
-from slm.watch.facts import total_steps
+from slm.report.records import CONFIG, METRICS, SECTIONS, RunFiles
+from slm.watch.facts import Length, length
 from slm.watch.lock import held
 
-SECTIONS = ("model", "tokenizer", "data", "train")
-"""The sections of a config that define the experiment (slm/run.py)."""
 STALLED_SECONDS = 180.0
 RECENT = 20
 """Records whose median is the pace."""
@@ -52,6 +52,8 @@ class Snapshot:
     checkpoint_step: int | None
     checkpoint_age: float | None
     final_bpb: float | None
+    problem: str | None
+    """What is wrong with the run's files; the rest is told from what is left of them."""
 
     def as_json(self) -> dict[str, Any]:
         """As an object that is valid JSON: a loss that is not a number is null."""
@@ -64,7 +66,7 @@ class Watched:
 
     def __init__(self, run_dir: Path) -> None:
         self.files = RunFiles(run_dir)
-        self._total: int | None = None
+        self._length: Length | None = None
         self._asked = False
 
     def look(self) -> Snapshot:
@@ -74,16 +76,18 @@ class Watched:
         train, summary = files.records.train, files.summary
         last = train[-1] if train else {}
         step = last.get("step", 0)
-        finished = bool(summary) and not summary.get("interrupted")  # type: ignore[union-attr]
-        if finished:
-            self._total = summary["steps"]  # type: ignore[index]
-        elif train and not self._asked:  # once there are records the parameters are known, and torch is seldom needed
-            self._total, self._asked = total_steps(files.config, files.params), True
+        finished = summary is not None and not summary.get("interrupted")
+        if summary is not None and finished:
+            self._length = Length(summary["steps"], last.get("tokens", 0))
+        elif (
+            train and files.config and not self._asked
+        ):  # with records the parameters are known: torch is seldom needed
+            self._length, self._asked = length(files.config, files.params), True
         quiet = _age(files.dir / METRICS, files.dir / CONFIG)
         speed = _recent(train, "tokens_per_s")
         evals = [r for r in files.records.eval if math.isfinite(r["heldout_bpb"])]
         best = min(evals, key=lambda r: r["heldout_bpb"], default={})
-        checkpoint = max((files.dir / "checkpoints").glob("step-*"), default=None)
+        checkpoint_step, checkpoint = max(_checkpoints(files.dir), default=(None, None))
         return Snapshot(
             name=files.name,
             dir=str(files.dir),
@@ -92,7 +96,7 @@ class Watched:
             quiet=quiet,
             params=files.params,
             step=step,
-            total_steps=self._total,
+            total_steps=self._length.steps if self._length else None,
             tokens=last.get("tokens", 0),
             tokens_per_param=last.get("tokens_per_param"),
             loss=last.get("loss"),
@@ -103,14 +107,22 @@ class Watched:
             mfu=_recent(train, "mfu_causal"),
             skipped=last.get("skipped", 0),
             seconds=last.get("seconds", 0.0),
-            eta=_eta(last, self._total, speed),
+            eta=_eta(last, self._length, speed),
             heldout_bpb=evals[-1]["heldout_bpb"] if evals else None,
             best_heldout_bpb=best.get("heldout_bpb"),
             best_step=best.get("step"),
-            checkpoint_step=int(checkpoint.name.partition("-")[2]) if checkpoint else None,
+            checkpoint_step=checkpoint_step,
             checkpoint_age=_age(checkpoint) if checkpoint else None,
             final_bpb=summary.get("bpb") if summary else None,
+            problem="; ".join(files.notes) or None,
         )
+
+
+def _checkpoints(run_dir: Path) -> Iterator[tuple[int, Path]]:
+    """The checkpoints of a run with their steps; what isn't called as the trainer calls them is somebody else's."""
+    for place in (run_dir / "checkpoints").glob("step-*"):
+        if (step := place.name.removeprefix("step-")).isdecimal():
+            yield int(step), place
 
 
 def _state(run_dir: Path, quiet: float, train: list[dict[str, Any]]) -> str:
@@ -135,11 +147,11 @@ def _recent(train: list[dict[str, Any]], key: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _eta(last: dict[str, Any], total: int | None, tokens_per_s: float | None) -> float | None:
+def _eta(last: dict[str, Any], length: Length | None, tokens_per_s: float | None) -> float | None:
     """Seconds of training left at the newest pace; evaluations and checkpoints aren't in it."""
-    if not last.get("step") or total is None or not tokens_per_s:
+    if not last.get("step") or length is None or not tokens_per_s:
         return None
-    return max(0, total - last["step"]) * last["tokens"] / last["step"] / tokens_per_s
+    return max(0, length.tokens - last["tokens"]) / tokens_per_s
 
 
 def _identity(config: dict[str, Any]) -> str | None:
@@ -149,10 +161,16 @@ def _identity(config: dict[str, Any]) -> str | None:
     from slm.train.config import what_counts
 
     sections = {section: value for section, value in config.items() if section in SECTIONS}
-    return fingerprint(sections | {"train": what_counts(sections["train"])})
+    try:
+        return fingerprint(sections | {"train": what_counts(sections["train"])})
+    except (AttributeError, TypeError):  # somebody edited it: a date, or a value where there should be keys
+        return None
 
 
 def _age(*paths: Path) -> float:
     """Seconds since the newest of ``paths`` changed; 0 where the clock of a shared disk runs ahead. They may not exist."""
-    times = [p.stat().st_mtime for p in paths if p.exists()]
+    times = list[float]()
+    for path in paths:
+        with contextlib.suppress(OSError):  # a checkpoint may be removed just now
+            times.append(path.stat().st_mtime)
     return max(0.0, time.time() - max(times)) if times else 0.0

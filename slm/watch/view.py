@@ -26,13 +26,14 @@ def frame(runs: Sequence[Watched], now: Sequence[Snapshot], width: int, height: 
     for i, snapshot in enumerate(now):
         heads += [
             _title(snapshot, i if len(now) > 1 else None, width),
+            *_problem(snapshot),
             _bar(snapshot),
             *_figures(snapshot, width),
             Text(),
         ]
     across = 2 if width >= BESIDE else 1
     down = -(-4 // across)
-    free = height - sum(5 for _ in now) - 1
+    free = height - sum(5 + bool(snapshot.problem) for snapshot in now) - 1
     rows = max(4, min(10, free // down - 2))
     return Group(*heads, _charts(runs, width // across - (across - 1), rows, across))
 
@@ -50,6 +51,11 @@ def _title(now: Snapshot, index: int | None, width: int) -> RenderableType:
     line.add_column(width=38, justify="right")
     line.add_row(left, Text(state_text(now), style=STYLES[now.state]))
     return line
+
+
+def _problem(now: Snapshot) -> list[Text]:
+    """A line that says what is wrong with the run's files, cut off at the right; `slm watch --json` has all of it."""
+    return [Text(now.problem, style="red", no_wrap=True, overflow="ellipsis")] if now.problem else []
 
 
 def state_text(now: Snapshot) -> str:

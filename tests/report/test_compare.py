@@ -133,6 +133,26 @@ def test_the_command(run) -> None:
         call("a", "c")
 
 
+def test_an_axis_is_for_several_runs(run) -> None:
+    run("a", [record(1)])
+    with pytest.raises(ConfigError, match=r"--x=steps is for a comparison, and 'a' is one run"):
+        CliRunner().invoke(app, ["report", "a", "--x", "steps"], catch_exceptions=False)
+    assert not Path("runs/a/report.html").exists()
+
+
+def test_damage_in_a_comparison(run) -> None:
+    first, other = run("a", [record(1)]), run("b", [record(1, loss=None)])
+    with (first / "metrics.jsonl").open("a") as log:
+        log.write("7\n")
+    text = write_comparison([first, other], Path("page.html"), lambda config: None).read_text()
+    assert "runs/a/metrics.jsonl: 1 damaged line passed over." in text
+    with pytest.raises(ConfigError, match="runs/a is a directory"):
+        write_comparison([first, other], first, lambda config: None)
+    (other / "config.yaml").write_text("a: [")
+    with pytest.raises(RunError, match=r"runs/b/config\.yaml is damaged"):
+        write_comparison([first, other], Path("page.html"), lambda config: None)
+
+
 def test_the_page_of_a_run_shows_sources_memory_and_skips(run) -> None:
     place = run("a", [*(record(s, memory_peak_bytes=s * 2**30, mfu_causal=0.5) for s in (1, 2, 3)), evaluated(2), evaluated(3)])  # fmt: skip
     text = write_run_report(place).read_text()

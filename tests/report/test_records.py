@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from slm.config.errors import ConfigError
-from slm.report.records import Records, RunFiles, find_run
+from slm.config.errors import RunError
+from slm.report.records import CONFIG, METRICS, SUMMARY, Records, RunFiles
 
 
 def line(step: int, kind: str = "train", **more) -> str:
-    return json.dumps({"kind": kind, "step": step, "loss": float(step), **more}) + "\n"
+    return (
+        json.dumps({"kind": kind, "step": step, "tokens": 100 * step, "loss": float(step), "heldout_bpb": 2.0, **more})
+        + "\n"
+    )
 
 
 @pytest.fixture
@@ -73,24 +76,72 @@ def test_steps_that_are_made_again_replace_the_old_ones(log: Path) -> None:
     assert steps(records) == [1, 2, 3, 4, 5]
 
 
-def test_damage_and_unknown_kinds_are_passed_over(log: Path) -> None:
-    log.write_text(line(1) + "\x00\x00\n" + "[1]\n" + line(2, "profile") + '{"kind": "train"}\n' + line(3))
+DAMAGE = {
+    "no text": b"\xff\xfe\x00\x80",
+    "zeros": b"\x00\x00",
+    "a list": b"[1]",
+    "a number": b"7",
+    "no step": b'{"kind": "train", "tokens": 100}',
+    "a step that is none": b'{"kind": "train", "step": "2", "tokens": 200}',
+    "no tokens": b'{"kind": "train", "step": 2}',
+    "a loss in words": b'{"kind": "train", "step": 2, "tokens": 200, "loss": "high"}',
+    "no time": b'{"kind": "train", "step": 2, "tokens": 200, "seconds": null}',
+    "nothing held out": b'{"kind": "eval", "step": 2}',
+    "sources in a list": b'{"kind": "eval", "step": 2, "heldout_bpb": 1.0, "heldout_bpb_by_source": [1]}',
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_lines_are_passed_over_and_counted(log: Path, damage: bytes) -> None:
+    log.write_bytes(line(1).encode() + damage + b"\n" + line(3).encode())
     records = Records(log)
     records.poll()
-    assert steps(records) == [1, 3]
+    assert (steps(records), records.eval, records.damaged) == ([1, 3], [], 1)
+    assert RunFiles(log.parent).notes == [f"{log}: 1 damaged line passed over"]
+    log.write_text(line(1))
+    records.poll()
+    assert records.damaged == 0
 
 
-def test_a_run_is_found_by_path_and_by_name(tmp_path: Path) -> None:
-    place = Path("runs/sweep/a")
-    place.mkdir(parents=True)
-    (place / "config.yaml").write_text("name: sweep/a\n")
-    assert find_run("runs/sweep/a") == place
-    assert find_run("sweep/a") == place
-    assert RunFiles(place).name == "sweep/a"
-    with pytest.raises(ConfigError, match=r"no run 'sweep/b'.*Did you mean 'sweep/a'"):
-        find_run("sweep/b")
+def test_other_kinds_and_values_that_are_no_numbers_are_no_damage(log: Path) -> None:
+    log.write_text(
+        line(1, "profile") + line(2, loss=None, bpb=float("nan")) + line(2, "eval", heldout_bpb=float("inf"))
+    )
+    records = Records(log)
+    records.poll()
+    assert (steps(records), len(records.eval), records.damaged) == ([2], 1, 0)
 
 
-def test_no_run_at_all_says_how_to_make_one() -> None:
-    with pytest.raises(ConfigError, match="slm train RECIPE"):
-        find_run("x")
+@pytest.mark.parametrize(
+    ("file", "raw", "problem", "mend"),
+    [
+        (CONFIG, b"a: [", r"is damaged: no YAML at line 2, column \d", "checkpoints"),
+        (CONFIG, b"- a\n", "is damaged: it holds no mapping but list", "checkpoints"),
+        (CONFIG, b"", "is damaged: it holds no mapping but nothing", "checkpoints"),
+        (CONFIG, b"a: \xff", "is damaged: it is no text in UTF-8", "checkpoints"),
+        (CONFIG, b"model: 5", "is damaged: its 'model' is no mapping", "checkpoints"),
+        (SUMMARY, b'{"steps": 1', r"is damaged: no JSON at line 1, column \d+ ", "Remove it"),
+        (SUMMARY, b"[]", "is damaged: it holds no mapping but list", "Remove it"),
+        (SUMMARY, b"{}", "is damaged: it doesn't say the run's steps and parameters", "Remove it"),
+    ],
+)
+def test_a_damaged_file_is_named_and_counts_as_not_there(tmp_path: Path, file: str, raw: bytes, problem: str, mend: str) -> None:  # fmt: skip
+    (tmp_path / METRICS).write_text(line(1))
+    (tmp_path / CONFIG).write_text("name: a\n")
+    (tmp_path / file).write_bytes(raw)
+    run = RunFiles(tmp_path)
+    assert (len(run.records.train), run.summary, len(run.notes)) == (1, None, 1)
+    assert run.config == ({} if file == CONFIG else {"name": "a"})
+    assert "\n" not in run.notes[0]
+    with pytest.raises(RunError, match=rf"{file} {problem}.*\. .*{mend}"):
+        run.check()
+    (tmp_path / file).unlink()
+    run.refresh()
+    assert run.notes == []
+    run.check()
+
+
+def test_a_file_that_can_not_be_read_says_why(tmp_path: Path) -> None:
+    (tmp_path / METRICS).mkdir()
+    run = RunFiles(tmp_path)
+    assert (run.records.train, run.notes) == ([], [f"{tmp_path / METRICS} can't be read: Is a directory"])

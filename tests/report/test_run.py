@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import re
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slm.config.errors import RunError
+from slm.config.errors import ConfigError, RunError
 from slm.report.charts import Chart, Line, draw
 from slm.report.page import count, si, span, unit
 from slm.report.run import write_run_report
@@ -70,6 +71,55 @@ def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("name: x\n")
     with pytest.raises(RunError, match="no training records"):
         write_run_report(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "summary.json"])
+def test_a_damaged_file_is_an_error_that_names_it(run_dir: Path, file: str) -> None:
+    (run_dir / "summary.json").write_text(json.dumps(SUMMARY))
+    whole = (run_dir / file).read_text()
+    (run_dir / file).write_text(whole[:9] + "[")
+    with pytest.raises(RunError, match=rf"{file} is damaged"):
+        write_run_report(run_dir)
+    assert not (run_dir / "report.html").exists()
+
+
+def test_what_the_page_lacks_is_said(run_dir: Path) -> None:
+    (run_dir / "summary.json").write_text(json.dumps({k: v for k, v in SUMMARY.items() if k != "machine"}))
+    with pytest.raises(RunError, match=r"summary\.json lacks something that the page shows: .*machine"):
+        write_run_report(run_dir)
+    (run_dir / "config.yaml").unlink()
+    with pytest.raises(RunError, match=r"has no config\.yaml.*checkpoints"):
+        write_run_report(run_dir)
+
+
+def test_damaged_lines_and_a_loss_that_is_unknown_leave_a_page(run_dir: Path) -> None:
+    with (run_dir / "metrics.jsonl").open("wb") as log:
+        log.write(b'\xff\n{"kind": "train"}\n')
+        log.write(json.dumps(TRAIN | {"step": 1, "loss": None, "bpb": None}).encode() + b"\n")
+    page = write_run_report(run_dir).read_text()
+    assert "metrics.jsonl: 2 damaged lines passed over." in page
+    assert "it stands at step 1" in page
+    assert "nats per token</span>" not in page
+
+
+def test_a_page_that_can_not_be_there_is_refused_before_it_is_drawn(run_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"is a directory, and a page is one file: name a file, such as .*report\.html"
+    ):
+        write_run_report(run_dir, tmp_path)
+    with pytest.raises(ConfigError, match=r"There is no directory /nonexist for x\.html"):
+        write_run_report(run_dir, Path("/nonexist/x.html"))
+    with pytest.raises(ConfigError, match="There is no directory"):
+        write_run_report(run_dir, run_dir / "config.yaml" / "x.html")
+
+
+def test_a_disk_that_refuses_the_page_is_said(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, raw: bytes) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("slm.report.page.replace_durably", refuse)
+    with pytest.raises(RunError, match=r"Can't write .*report\.html: Read-only file system\. "):
+        write_run_report(run_dir)
 
 
 def test_charts_are_repeatable_and_follow_the_pages_colour() -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -18,11 +19,14 @@ from typer.testing import CliRunner
 
 from slm.cli.main import app
 from slm.run import Run
-from slm.watch.facts import flops_per_token, total_steps
+from slm.train.course import Course
+from slm.watch.facts import Length, flops_per_token, length
 from slm.watch.lock import held
 from slm.watch.plot import Series, number, plot
 from slm.watch.state import STALLED_SECONDS, Watched
 from slm.watch.view import frame
+
+RAMP = {"start": 32, "over": "2560 tokens"}
 
 
 def record(step: int, **more) -> dict:
@@ -123,6 +127,40 @@ def test_a_frame_fits_the_screen(run_dir: Path) -> None:
     assert len(text(run_dir, width=120, height=30).splitlines()) <= 30
 
 
+DAMAGE = {
+    "config.yaml": (b"a: [", b"- a", b"", b"\xff", b"model: 5", b"model: {}\ntokenizer: {}\ndata: {at: 2026-01-01}\ntrain: {distill: 5}"),
+    "summary.json": (b'{"steps": 10, "pa', b"[]", b"{}", b'{"steps": 10, "params": 7}', b"\xff"),
+    "metrics.jsonl": (b'{"kind": "train"}\n', b"7\n", b"\xff\xfe\n", b'{"kind": "train", "step": 1, "tokens": 1, "loss": "x"}\n'),
+    ".lock": (b"\xff\n",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "raw"), [(file, raw) for file, raws in DAMAGE.items() for raw in raws])
+def test_a_damaged_run_hides_no_other(run_dir: Path, file: str, raw: bytes) -> None:
+    bad = run_dir.with_name("bad")
+    shutil.copytree(run_dir, bad)
+    (bad / "checkpoints" / "step-abc").mkdir()
+    old = (bad / file).read_bytes() if file == "metrics.jsonl" else b""
+    (bad / file).write_bytes(raw + old)
+    now = Watched(bad).look()
+    assert (now.step, now.checkpoint_step) == (10, 8)
+    named = f"runs/bad/{file}"
+    shown = text(run_dir, bad, width=160)
+    assert shown.count("step 10") >= 2
+    if file == ".lock" or b"distill" in raw:
+        assert now.problem is None
+    else:
+        assert (now.problem or "").startswith(named)
+        assert sum(named in line for line in shown.splitlines()) == 1
+
+
+def test_a_frame_with_a_problem_fits_the_screen(run_dir: Path) -> None:
+    (run_dir / "summary.json").write_text("[" * 500)
+    shown = text(run_dir, width=120, height=30).splitlines()
+    assert len(shown) <= 30
+    assert max(map(len, shown)) <= 120
+
+
 def test_two_runs_share_their_charts(run_dir: Path) -> None:
     other = Path("runs/other")
     other.mkdir()
@@ -141,6 +179,7 @@ def test_the_command(run_dir: Path) -> None:
     write(run_dir, [record(1, loss=math.nan)])
     one = json.loads(call("tiny", "--json"), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert (one["step"], one["loss"], one["lr"]) == (1, None, 1e-3)
+    assert one["problem"] is None
     assert [r["name"] for r in json.loads(call("tiny", "runs/tiny", "--json"))["runs"]] == ["tiny", "tiny"]
 
 
@@ -152,22 +191,44 @@ def test_the_command(run_dir: Path) -> None:
         {"tokens_per_param": 3},
         {"tokens_per_param": 3, "params": "non_embedding"},
         {"flops": 1e10},
+        {"hours": 0.01, "tokens_per_s": 1000},
     ],
 )
-def test_the_length_of_a_run(tiny, budget: dict) -> None:
-    run: Run = tiny(train__budget=budget)
+@pytest.mark.parametrize("changes", [{}, {"train__batch_ramp": RAMP}, {"train__until": 3}, {"train__batch_ramp": RAMP, "train__until": 3}])  # fmt: skip
+def test_the_length_of_a_run(tiny, budget: dict, changes: dict) -> None:
+    run: Run = tiny(train__budget=budget, **changes)
     costs = run.model.costs()
+    course = Course.of(run, costs)
     config = run.model_dump(mode="json")
-    assert total_steps(config, costs.params["unique"]) == run.train.budget.total_steps(costs, run.train.batch_tokens)
+    for params in (costs.params["unique"], None):
+        assert length(config, params) == Length(course.end, course.tokens(course.end))
     assert flops_per_token(config) == costs.flops_per_token["train"]
+
+
+def test_a_ramp_has_more_steps_than_its_budget(tiny, run_dir: Path) -> None:
+    config = tiny(train__budget={"steps": 24}, train__batch_ramp=RAMP).model_dump(mode="json")
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    write(run_dir, [record(36, tokens=4000)])
+    now = Watched(run_dir).look()
+    assert (now.step, now.total_steps) == (36, 45)
+    assert now.eta == (24 * 256 + 128 - 4000) / 512  # the last batch is a whole one
+
+
+def test_a_stage_ends_where_its_part_of_the_run_does(tiny, run_dir: Path) -> None:
+    config = tiny(train__budget={"steps": 24}, train__until=12).model_dump(mode="json")
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    now = Watched(run_dir).look()
+    assert (now.step, now.total_steps, now.eta) == (10, 12, 2 * 256 / 512)
 
 
 def test_a_config_that_is_not_understood_has_no_length(tiny) -> None:
     config = tiny(train__budget={"flops": 1e10}).model_dump(mode="json")
     config["model"]["attention"]["name"] = "somebodys-own"
-    assert total_steps(config, 5) is None
+    assert length(config, 5) is None
     assert flops_per_token(config) is None
-    assert total_steps({}, 5) is None
+    assert length({}, 5) is None
+    for train in ({"budget": 5}, {"budget": {"steps": 5}, "batch_tokens": "many"}, {"budget": {"steps": 5}, "batch_tokens": 2, "until": "3"}):  # fmt: skip
+        assert length({"train": train}, 5) is None
 
 
 def test_a_curve_falls_from_left_to_right() -> None:
