@@ -24,6 +24,12 @@ IDENTITY = ("model", "tokenizer", "data", "train")
 """The sections that define an experiment."""
 
 
+LONGEST = 255
+"""Bytes of a file name, on the usual file systems."""
+MOST_THREADS = 1024
+"""Beyond that a process has no use for threads, and may not get them."""
+
+
 class Finish(Config):
     """What is made of a run once it is trained."""
 
@@ -41,6 +47,7 @@ class Run(Config):
     """An experiment and how to execute it."""
 
     name: str = "run"
+    """What it is called, and its directory under ``runs/``; slashes make directories of directories."""
     plugins: tuple[str, ...] = ()
     model: Model
     tokenizer: TokenizerSlot
@@ -51,6 +58,23 @@ class Run(Config):
     finish: Finish = Finish()
     notes: tuple[str, ...] = ()
     """What composition changed on the way: part swaps, cleared siblings."""
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def _names_a_directory(cls, name: str) -> str:
+        parts = name.split("/")
+        if not name.isprintable() or any(part.strip() in ("", ".", "..") for part in parts):
+            raise ConfigError(
+                f"name={name!r} can't be the name of a directory under runs/. Give the run a name such as name=try-1; log.dir=PATH puts it "
+                f"anywhere else."
+            )
+        longest = max(parts, key=lambda part: len(part.encode()))
+        if len(longest.encode()) > LONGEST:
+            raise ConfigError(
+                f"name: {longest[:40]!r}... has {len(longest.encode())} bytes, and the name of a directory under runs/ has at most {LONGEST}. "
+                f"Choose a shorter one (name=...)."
+            )
+        return name
 
     @pydantic.model_validator(mode="after")
     def _join_sections(self) -> Self:
@@ -70,6 +94,11 @@ class Run(Config):
             joined = model.with_(vocab=model.vocab or vocab, context=model.context or context)
             self.__dict__["model"] = joined  # the model is frozen for users; joining sections is part of making it
         self.__dict__["train"] = self.train.settled(self.impl.device)
+        if (self.impl.threads or 0) > MOST_THREADS:
+            raise ConfigError(
+                f"impl.threads={self.impl.threads} is more than the {MOST_THREADS} that one process can make use of. Leave it out for torch's "
+                f"choice, or set the number of cores, as `slm doctor` shows it."
+            )
         if self.log.activations and self.impl.compile == "whole":
             raise ConfigError(
                 "log.activations looks at each block, and impl.compile=whole leaves none to look at. Set impl.compile=blocks."

@@ -19,7 +19,9 @@ written or removed, or a kill left it behind, and the next save clears it away.
 
 from __future__ import annotations
 
+import difflib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -104,7 +106,7 @@ def resolve(path: Path | str) -> Path:
         found = latest(given)
         if found is not None:
             return found
-    raise RunError(f"No checkpoint at {str(path)!r}. {_runs_here()}")
+    raise RunError(f"No checkpoint at {str(path)!r}. {_others(path)}")
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -117,7 +119,7 @@ def run_dir_of(path: Path | str) -> Path:
     for given in (Path(path), Path("runs") / path):
         if folder_of(given).is_dir():
             return given
-    raise RunError(f"No run with checkpoints at {str(path)!r}. {_runs_here()}")
+    raise RunError(f"No run with checkpoints at {str(path)!r}. {_others(path)}")
 
 
 def recorded_state(path: Path) -> dict[str, Any]:
@@ -159,8 +161,39 @@ def pinned(path: Path) -> str | None:
         return None
 
 
-def _runs_here() -> str:
-    runs = sorted(p.parent.parent.as_posix() for p in Path("runs").glob("*/checkpoints/latest"))
+LISTED = 8
+"""How many runs an error names."""
+DEPTH = 4
+"""Levels of directories under runs/ that are searched: names with slashes, sweeps, stages. In any other directory it is half of them."""
+
+
+def _others(path: Path | str) -> str:
+    """What has checkpoints instead: stages or runs of a sweep in the directory that was named, a run of a like name, or any."""
+    for given in (Path(path), Path("runs") / path):
+        members = _runs_under(given, DEPTH // 2)
+        if members:
+            return f"{given.as_posix()} holds runs, the stages of one or a sweep's: {_some(members)}. Name one of them."
+    runs = _runs_under(Path("runs"))
     if not runs:
         return "There are no runs here; train one with `slm train quickstart`."
-    return f"Runs here: {', '.join(runs)}."
+    wanted = str(path).strip("/").removeprefix("runs/")
+    close = difflib.get_close_matches(wanted, [run.removeprefix("runs/") for run in runs], n=1)
+    hint = f" Did you mean runs/{close[0]}?" if close and len(runs) > 1 else ""
+    return f"Runs here: {_some(runs)}.{hint}"
+
+
+def _runs_under(folder: Path, depth: int = DEPTH) -> list[str]:
+    """Directories below ``folder`` that have checkpoints, in the order of their names."""
+    found = []
+    for place, inside, _ in os.walk(folder):
+        here = Path(place)
+        if here != folder and "checkpoints" in inside and steps(folder_of(here)):
+            found.append(here.as_posix())
+        deep = len(here.relative_to(folder).parts) >= depth
+        inside[:] = [] if deep else [name for name in inside if name != "checkpoints" and not name.startswith(".")]
+    return sorted(found)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

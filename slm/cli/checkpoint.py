@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from slm.cli.generate import reading
 from slm.cli.output import JsonFlag, emit_json, table
 
 Where = Annotated[str, typer.Argument(help="A step directory, or a run for its newest checkpoint.")]
@@ -67,7 +68,8 @@ def verify(checkpoint: Where, json: JsonFlag = False) -> None:
     from slm.checkpoint import verify as verify_all
 
     path = resolve(checkpoint)
-    verify_all(path)
+    with reading(checkpoint):
+        verify_all(path)
     if json:
         emit_json({"checkpoint": str(path), "whole": True})
     else:
@@ -80,7 +82,8 @@ def merge(checkpoint: Where, out: Out, json: JsonFlag = False) -> None:
     from slm.checkpoint.derive import merge as merged
 
     path = resolve(checkpoint)
-    merged(path, out)
+    with reading(checkpoint):
+        merged(path, out)
     _written("merged", [path], out, json)
 
 
@@ -100,16 +103,21 @@ def average(
 ) -> None:
     """Average the weights of some checkpoints. The result has no optimiser state: it is for eval, generate and export."""
     from slm.checkpoint.derive import expand, write_average
-    from slm.config.errors import ConfigError
+    from slm.config.errors import ConfigError, RunError
     from slm.train.averaging import average_weights, shares_of_decay
 
     if shares is not None and decay_shape is not None:
         raise ConfigError("--shares and --decay-shape both say how much each checkpoint counts; give one of them.")
     paths = expand(checkpoints)
+    if not paths:
+        raise RunError(
+            f"The run {checkpoints[0]} has no checkpoints yet, so there is nothing to average. Train it first, or name another."
+        )
     counts = _numbers(shares) if shares is not None else None
     if decay_shape is not None:
         counts = shares_of_decay(decay_shape, len(paths))
-    write_average(paths, out, average_weights, counts)
+    with reading(*map(str, paths)):
+        write_average(paths, out, average_weights, counts)
     _written("averaged", paths, out, json)
 
 

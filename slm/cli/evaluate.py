@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from slm.cli.generate import Checkpoint
+from slm.cli.generate import Checkpoint, reading
 from slm.cli.output import JsonFlag, Plugins, emit_json
 
 
@@ -38,7 +38,8 @@ def evaluate(
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"--precision {precision}: choose fp32 or bf16.")
     import_plugins(plugins or [])
-    restored = restore(checkpoint, device=pick_device(device))
+    with reading(checkpoint):
+        restored = restore(checkpoint, device=pick_device(device))
     corpus = Corpus({"store": Store.open(store)}) if store else corpus_of(restored.config)
     where = ", ".join(str(opened.path) for opened in corpus.stores.values())
     if corpus.tokenizer_bytes != restored.tokenizer:

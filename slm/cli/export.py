@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from slm.cli.generate import Checkpoint
+from slm.cli.generate import Checkpoint, reading
 from slm.cli.output import JsonFlag, Plugins, emit_json
 
 
@@ -39,7 +39,8 @@ def export(
             f"--out {out} is one directory, but --to names {len(targets)} targets. Export them one by one."
         )
     import_plugins(plugins or [])
-    restored = restore(checkpoint)
+    with reading(checkpoint):
+        restored = restore(checkpoint)
     home = restored.path.parent.parent if restored.path.parent.name == "checkpoints" else restored.path
     outputs = [EXPORTERS[t](restored, out or home / t) for t in targets]
     if json:

@@ -2,17 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from slm.cli.output import JsonFlag, Plugins, emit_json
+from slm.config.errors import RunError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Checkpoint = Annotated[str, typer.Argument(help="A run directory, or a step directory within its checkpoints.")]
 
 
 def register(app: typer.Typer) -> None:
     app.command("generate")(generate)
+
+
+@contextmanager
+def reading(*checkpoints: str) -> Iterator[None]:
+    """Within it, the error of a damaged checkpoint says what a verb that only reads can do: take another one.
+
+    `log.resume`, which the error itself advises, is training's.
+    """
+    from slm.checkpoint import resolve
+    from slm.checkpoint.manifest import instead
+
+    try:
+        yield
+    except RunError as error:
+        text = str(error)
+        for path in map(resolve, checkpoints):
+            if text.startswith(str(path)) and text.endswith(instead(path)):
+                raise RunError(text.removesuffix(instead(path)) + _beside(path)) from None
+        raise
+
+
+def _beside(path: "Path") -> str:
+    """Which checkpoints there are beside a damaged one, whether whole or not."""
+    from slm.checkpoint.layout import steps
+
+    others = [other for other in steps(path.parent) if other != path]
+    if not others:
+        return "There is no other checkpoint beside it."
+    return (
+        f"Beside it there {'is one other' if len(others) == 1 else f'are {len(others)} others'}; `slm checkpoint ls {path.parent.parent} "
+        f"--verify` says what is whole. Name one that is, such as {others[-1]}."
+    )
 
 
 def generate(
@@ -37,9 +75,10 @@ def generate(
     from slm.train.parallel.world import pick_device
 
     import_plugins(plugins or [])
-    restored = restore(checkpoint, device=pick_device(device))
-    tokenizer = Tokenizer.from_bytes(restored.tokenizer)
     sampling = Sampling(temperature, top_k, top_p, seed)
+    with reading(checkpoint):
+        restored = restore(checkpoint, device=pick_device(device))
+    tokenizer = Tokenizer.from_bytes(restored.tokenizer)
     ids = [tokenizer.eot_id, *tokenizer.encode(prompt)]
     new = []
     stream = Utf8Stream()

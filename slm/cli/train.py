@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Annotated
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from slm.cli.asked import BranchFrom, Profile, as_overrides, branched
 from slm.cli.output import JsonFlag, Overrides, Recipe, console, emit_json
-from slm.config.errors import RESUMABLE
+from slm.config.errors import RESUMABLE, ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from slm.run import Run
 
 
 def register(app: typer.Typer) -> None:
@@ -25,28 +32,64 @@ def train(
     json: JsonFlag = False,
 ) -> None:
     """Train a recipe from nothing to a report: `slm train quickstart model/ffn=relu2 train.seed=1`."""
-    from slm.config.compose import compose, expand_sweep
+    from slm.config.compose import compose_all, expand_sweep
     from slm.run import Run
 
     given = as_overrides(overrides, branch_from, profile)
     combinations = expand_sweep(given) if multirun else [given]
-    composed = [compose(recipe, c, schema=Run) for c in combinations]  # all of them, before the first one starts
-    summaries = []
-    for combination, one in zip(combinations, composed, strict=True):
-        run = one.config
-        if len(combinations) > 1:
-            swept = ",".join(o for o, g in zip(combination, given, strict=True) if o != g).replace("/", ".")
-            run = run.with_(name=f"{run.name}/{swept}", notes=run.notes)
-        summaries.append(_launch(branched(run), one.notes, json))
+    out = console(json)
+    if len(combinations) > 1 and _speaks():
+        out.print(f"A sweep of {len(combinations):,} runs: composing all of them before the first one starts.")
+    composed = compose_all(recipe, combinations, schema=Run)
+    runs = [one.config for one in composed]
+    if len(combinations) > 1:
+        runs = [_member(run, given, c) for run, c in zip(runs, combinations, strict=True)]
+    runs = [branched(run) for run in runs]
+    _refuse_shared_places(runs)
+    summaries = [_launch(run, one.notes, out) for run, one in zip(runs, composed, strict=True)]
     if json:
         emit_json(summaries[0] if len(summaries) == 1 else {"runs": summaries})
 
 
-def _launch(run, notes: list[str], json: bool) -> dict:  # type: ignore[no-untyped-def, type-arg]
+def _speaks() -> bool:
+    """Whether this process prints: the main one of those that torchrun started, or the only one."""
+    return int(os.environ.get("WORLD_SIZE", 1)) == 1 or int(os.environ.get("RANK", 0)) == 0
+
+
+def _member(run: "Run", given: list[str], combination: list[str]) -> "Run":
+    """A run of a sweep, named by what varies in it: ``quickstart/train.seed=1``. Raises `ConfigError` if that is too long."""
+    from slm.run import LONGEST
+
+    swept = ",".join(o for o, g in zip(combination, given, strict=True) if o != g).replace("/", ".")
+    if len(swept.encode()) > LONGEST:
+        raise ConfigError(
+            f"-m: a sweep's runs have directories named by what varies, and {swept[:60]!r}... has {len(swept.encode())} bytes, more than the "
+            f"{LONGEST} of a directory's name. Vary less at a time, or start runs with such long values one by one, each with a name of its own (name=...)."
+        )
+    return run.with_(name=f"{run.name}/{swept}")
+
+
+def _refuse_shared_places(runs: "list[Run]") -> None:
+    """Raise `ConfigError` if two runs of a sweep have one directory: the second would be refused after the first was trained."""
+    from slm.train.rundir import run_dir_of
+
+    places = Counter(run_dir_of(run) for run in runs)
+    place, count = places.most_common(1)[0]
+    if count == 1:
+        return
+    first = next(run for run in runs if run_dir_of(run) == place)
+    why = (
+        "log.dir is the same for them. Leave it out, and each has a directory runs/NAME/VALUES"
+        if first.log.dir
+        else "they have the same values, or values that differ only in '/' and '.'. Name each value once"
+    )
+    raise ConfigError(f"{count:,} of the {len(runs):,} runs of this sweep would share the directory {place}: {why}.")
+
+
+def _launch(run: "Run", notes: list[str], out: "Console") -> dict[str, Any]:
     from slm.pipeline import launch
 
-    out = console(json)
-    for note in notes:
+    for note in notes if _speaks() else []:
         out.print(note, markup=False)
     command = " ".join(["slm", *sys.argv[1:]])
     summary = launch(run, console=out, command=command)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+import types
+from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
 import pydantic
 
@@ -44,12 +45,31 @@ def explain(error: pydantic.ValidationError, schema: type[pydantic.BaseModel], w
 
 def _owner(schema: type[pydantic.BaseModel], loc: tuple[int | str, ...]) -> type[pydantic.BaseModel]:
     """The class that holds the last key of ``loc``, following nested models as far as they go."""
-    owner = schema
+    owner, kinds = schema, list[Any]([schema])
     for key in loc[:-1]:
-        field = owner.model_fields.get(str(key))
-        if field is None or not (
-            isinstance(field.annotation, type) and issubclass(field.annotation, pydantic.BaseModel)
-        ):
-            break
-        owner = field.annotation
+        kinds = [inner for kind in kinds for inner in _inside(kind, key)]
+        owner = next((kind for kind in kinds if _is_model(kind)), owner)
     return owner
+
+
+def _inside(kind: Any, key: int | str) -> list[Any]:
+    """What may stand under a key of a model, a mapping or a sequence of type ``kind``."""
+    if _is_model(kind):
+        fields = kind.model_fields
+        found = fields.get(key) or next((f for f in fields.values() if f.alias == key), None)
+        return _choices(found.annotation) if found is not None else []
+    arguments = [argument for argument in get_args(kind) if argument is not ...]
+    return _choices(arguments[-1]) if arguments else []  # of dict[str, X], list[X] and tuple[X, ...] it is X
+
+
+def _choices(annotation: Any) -> list[Any]:
+    """X and Y of ``X | Y``; of ``Annotated[X, ...]`` X."""
+    if get_origin(annotation) is Annotated:
+        return _choices(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [choice for argument in get_args(annotation) for choice in _choices(argument)]
+    return [annotation]
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)

@@ -16,6 +16,7 @@ An override is one of
 
 from __future__ import annotations
 
+import copy
 import importlib
 import itertools
 import sys
@@ -69,11 +70,23 @@ def compose(recipe: str, overrides: list[str] | None = None, *, schema: type[C])
     Raises:
         ConfigError: for anything that is wrong with either, naming it and the nearest valid choice.
     """
+    return compose_all(recipe, [overrides or []], schema=schema)[0]
+
+
+def compose_all(recipe: str, combinations: list[list[str]], *, schema: type[C]) -> list[Composed[C]]:
+    """`compose` with each of several lists of overrides. Hydra, which takes nearly all of the time, is asked once for all that choose
+    the same options of groups."""
     path = find_recipe(recipe)
-    parsed = [_parse(text) for text in overrides or []]
-    groups = [o for o in parsed if _is_group(o, schema)]
-    data = _hydra(path, [o.text for o in groups])
-    return apply(data, [o for o in parsed if o not in groups], schema, path)
+    bases, composed = dict[tuple[str, ...], dict[str, Any]](), []
+    for overrides in combinations:
+        parsed = [_parse(text) for text in overrides]
+        groups = [o for o in parsed if _is_group(o, schema)]
+        chosen = tuple(o.text for o in groups)
+        if chosen not in bases:
+            bases[chosen] = _hydra(path, list(chosen))
+        data = copy.deepcopy(bases[chosen])
+        composed.append(apply(data, [o for o in parsed if o not in groups], schema, path))
+    return composed
 
 
 def apply(data: dict[str, Any], overrides: list[_Override], schema: type[C], source: Path) -> Composed[C]:

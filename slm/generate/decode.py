@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from slm.config.errors import ConfigError
 from slm.model.decoder import Decoder
+
+COLDEST = 1e-6
+"""Below it the likeliest token has all of the probability, and fp32 can't divide any more."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +26,21 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError("Sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1.")
+        fits = 0 <= self.temperature < math.inf and self.top_k >= 0 and 0 < self.top_p <= 1  # nan is none of it
+        if not fits:
+            raise ConfigError(
+                f"Sampling needs a finite temperature >= 0, top_k >= 0 and 0 < top_p <= 1; these are {self.temperature}, {self.top_k} and "
+                f"{self.top_p}."
+            )
+        if not -(2**63) <= self.seed < 2**64:
+            raise ConfigError(
+                f"seed={self.seed} doesn't fit into the 64 bits of a seed. Take a number from 0 to {2**64 - 1}."
+            )
 
     def pick(self, logits_V: Tensor, generator: torch.Generator) -> int:
         """An id drawn from the (cut) distribution."""
         logits_V = logits_V.float().cpu()
-        if self.temperature == 0:
+        if self.temperature < COLDEST:
             return int(logits_V.argmax())
         probabilities_V = (logits_V / self.temperature).softmax(-1)
         ordered, ids = probabilities_V.sort(descending=True)

@@ -62,6 +62,11 @@ def branch(run: "Run", source: str) -> "Run":
         raise ConfigError(f"A branch of {path} has the trunk's model and tokenizer, but {'; '.join(odd)}.")
     if odd := differences({"train": _batches(trunk)}, {"train": _batches(run)}):
         raise ConfigError(f"A branch of {path} has the trunk's batches, but {'; '.join(odd)}.")
+    if run.train.optim.part_name != trunk.train.optim.part_name or (run.train.ema is None) != (trunk.train.ema is None):
+        raise ConfigError(
+            f"A branch of {path} goes on with the trunk's optimiser and average, so it has train.optim={trunk.train.optim.part_name} and "
+            f"{'a' if trunk.train.ema is not None else 'no'} train.ema. To begin anew with its weights: train.init_from={source}."
+        )
     ancestor = Ancestor(trunk=fingerprint(theirs), step=state["step"])
     if run.train.branch is not None:  # a branch's own config.yaml
         if run.train.branch != ancestor:

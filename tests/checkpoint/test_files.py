@@ -118,6 +118,30 @@ def test_resolve_knows_runs_and_steps_and_lists_runs(tmp_path: Path) -> None:
         checkpoint.resolve("yours")
 
 
+def test_what_is_not_there_leads_to_what_is(tmp_path: Path) -> None:
+    write(tmp_path / "runs" / "tiny", 3)
+    for member in ("staged/1-short", "staged/2-long", "sweep/train.seed=0", "sweep/train.seed=1"):
+        write(tmp_path / "runs" / member, 3)
+    for asked in ("staged", "runs/staged"):
+        with pytest.raises(
+            RunError, match=r"runs/staged holds runs.*: runs/staged/1-short, runs/staged/2-long\. Name one"
+        ):
+            checkpoint.resolve(asked)
+    with pytest.raises(RunError, match=r"runs/sweep holds runs.*: runs/sweep/train.seed=0, runs/sweep/train.seed=1\."):
+        checkpoint.run_dir_of("sweep")
+    with pytest.raises(RunError, match=r"Did you mean runs/tiny\?"):
+        checkpoint.resolve("runs/tinny")
+    with pytest.raises(RunError, match=r"Did you mean runs/staged/2-long\?"):
+        checkpoint.resolve("staged/2-lnog")
+
+
+def test_a_long_list_of_runs_is_cut(tmp_path: Path) -> None:
+    for number in range(12):
+        write(tmp_path / "runs" / f"r{number:02}", 3)
+    with pytest.raises(RunError, match=r"Runs here: runs/r00, .*runs/r07 and 4 more\.$"):
+        checkpoint.resolve("elsewhere")
+
+
 def test_a_half_written_directory_is_no_checkpoint(tmp_path: Path) -> None:
     write(tmp_path, 1)
     (tmp_path / "checkpoints" / ".step-00000009.partial").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,22 @@ def test_merge_joins_the_pieces(steps: list[Path]) -> None:
     assert torch.equal(checkpoint.load(Path("one")).groups["ema"]["w"], whole)
     assert checkpoint.load(Path("one")).config == checkpoint.load(steps[2]).config
     assert "is there already" in refusal("merge", RUN, "--out", "one")
+
+
+def test_a_damaged_one_leads_to_the_others_and_not_to_an_option_of_train(steps: list[Path]) -> None:
+    raw = bytearray((steps[2] / "model.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (steps[2] / "model.safetensors").write_bytes(raw)
+    for arguments in (("verify", RUN), ("merge", RUN, "--out", "one"), ("average", RUN, "--out", "mean")):
+        text = refusal(*arguments)
+        assert "damaged" in text
+        assert "log.resume" not in text
+        assert f"such as {steps[1]}." in text
+    shutil.rmtree(steps[0])
+    shutil.rmtree(steps[1])
+    assert "no other checkpoint beside it" in refusal("verify", RUN)
+
+
+def test_a_run_without_checkpoints_has_no_average() -> None:
+    Path("runs/new/checkpoints").mkdir(parents=True)
+    assert "The run new has no checkpoints yet" in refusal("average", "new", "--out", "mean")

@@ -9,7 +9,7 @@ import pydantic
 import pytest
 
 from slm.config.base import Config
-from slm.config.compose import compose, expand_sweep
+from slm.config.compose import compose, compose_all, expand_sweep
 from slm.config.errors import ConfigError
 from slm.config.registry import Part, Registry
 from slm.config.yaml import dump_yaml
@@ -227,6 +227,13 @@ def test_sweep_is_a_product_with_the_last_axis_fastest() -> None:
         ["name=x", "model/mixer=latent", "rate=1"],
         ["name=x", "model/mixer=latent", "rate=2"],
     ]
+
+
+def test_combinations_that_share_a_base_do_not_touch_each_other() -> None:
+    asked = [["model.width=3", "model/mixer=latent"], ["rate=2"], ["model=small", "rate=3"], []]
+    together = [one.config for one in compose_all("base", asked, schema=Toy)]
+    assert together == [make(*overrides).config for overrides in asked]
+    assert len({one.model_dump_json() for one in together}) == 4
 
 
 def test_frozen() -> None:

@@ -49,11 +49,21 @@ def test_cuts_remove_what_they_should() -> None:
     assert drawn(top_p=0.85) == {0, 1, 2}
 
 
+def test_a_temperature_that_fp32_can_not_divide_by_takes_the_likeliest() -> None:
+    greedy = list(generate(MODEL, [1], max_new_tokens=5, sampling=Sampling(0)))
+    assert list(generate(MODEL, [1], max_new_tokens=5, sampling=Sampling(1e-45))) == greedy
+
+
 def test_seeds_and_bad_settings() -> None:
     a, b, c = (list(generate(MODEL, [1], max_new_tokens=30, sampling=Sampling(1.0, seed=s))) for s in (0, 0, 1))
     assert a == b != c
     with pytest.raises(ConfigError):
         Sampling(temperature=-1)
+    for odd in ({"temperature": float("nan")}, {"temperature": float("inf")}, {"top_p": float("nan")}):
+        with pytest.raises(ConfigError, match="finite temperature"):
+            Sampling(**odd)
+    with pytest.raises(ConfigError, match="64 bits"):
+        Sampling(seed=10**20)
     with pytest.raises(ConfigError, match="at least one"):
         next(generate(MODEL, [], max_new_tokens=1))
 

@@ -113,6 +113,12 @@ def test_another_mixture_or_rate_is_allowed_another_model_is_not(tiny, trunk) ->
 def test_a_branch_has_the_trunks_batches_and_needs_its_optimiser(tiny, trunk) -> None:
     with pytest.raises(ConfigError, match=r"train\.batch_tokens: 256 -> 512"):
         branch(tiny(**trunk | {"train__batch_tokens": 512}), AT)
+    for changes, has in (
+        ({"train__optim": {"name": "lion"}}, "train.optim=adamw and no"),
+        ({"train__ema": {"decay": 0.9}}, "no train.ema"),
+    ):
+        with pytest.raises(ConfigError, match=rf"it has .*{has}.*train\.init_from={AT}"):
+            branch(tiny(**trunk | changes), AT)
     slm("checkpoint", "average", AT, "runs/tiny/checkpoints/step-00000004", "--out", "average")
     with pytest.raises(ConfigError, match=r"no state of an optimiser.*train\.init_from=average"):
         branch(tiny(**trunk), "average")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,10 @@ from slm.config.errors import ConfigError, RunError, suggest
 CONTROL_TIMEOUT = timedelta(days=1)
 """How long processes wait for each other's short messages: while the main one evaluates and exports, for hours perhaps. One that has ended is
 noticed at once, by its connection."""
+
+
+_joins = itertools.count()
+"""Which join of this process comes next. Processes join together, so it is the same number in all."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def join_world(device: str) -> Iterator[World]:
-    """Join the process group that torchrun describes in the environment, or be alone.
+    """Join the process group that torchrun describes in the environment, or be alone. A sweep does so once per run.
 
     Raises:
         RunError: another process of the group is gone.
@@ -82,7 +88,10 @@ def join_world(device: str) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, place)
         return
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    # A place of its own in the store for every join: torch calls the groups of each by the same names, and a process that is ahead
+    # would find the addresses that the others had in the group before, and wait there for ever.
+    store = dist.PrefixStore(f"join-{next(_joins)}", _store())
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     try:
         yield World(rank, size, place, dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT))
     except RuntimeError as error:
@@ -94,6 +103,14 @@ def join_world(device: str) -> Iterator[World]:
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+@functools.cache
+def _store() -> dist.Store:
+    """Where the processes that torchrun started leave each other word. One connection lasts for all joins."""
+    store: dist.Store
+    store, _, _ = next(dist.rendezvous("env://"))
+    return store
 
 
 def _lost_peer(error: RuntimeError) -> bool:

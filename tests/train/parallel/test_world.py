@@ -1,12 +1,29 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from slm.config.errors import ConfigError
 from slm.train.parallel.world import pick_device
+
+WORKER = Path(__file__).with_name("joining_worker.py")
 
 
 def test_auto_finds_something_and_a_misspelt_device_is_named() -> None:
     assert pick_device("auto").type in ("cuda", "mps", "cpu")
     with pytest.raises(ConfigError, match="Did you mean 'cpu'"):
         pick_device("cpuu")
+
+
+@pytest.mark.slow
+def test_processes_join_again_though_one_comes_late() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = sorted(line for line in done.stdout.splitlines() if line.startswith("join"))
+    assert said == [f"join {n}, rank {r}: [{2 * n + 1}.0, 2.0]" for n in range(3) for r in range(2)]
