@@ -19,9 +19,7 @@ written or removed, or a kill left it behind, and the next save clears it away.
 
 from __future__ import annotations
 
-import difflib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -29,6 +27,7 @@ from typing import Any
 
 from slm.config.errors import ConfigError, RunError
 from slm.config.files import replace_durably, sync_directory
+from slm.config.runs import instead
 
 FORMAT = 2
 """1: one process, no check of the manifest itself. Still read."""
@@ -106,7 +105,7 @@ def resolve(path: Path | str) -> Path:
         found = latest(given)
         if found is not None:
             return found
-    raise RunError(f"No checkpoint at {str(path)!r}. {_others(path)}")
+    raise RunError(f"No checkpoint at {str(path)!r}. {instead(path, _has_checkpoints)}")
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -119,7 +118,7 @@ def run_dir_of(path: Path | str) -> Path:
     for given in (Path(path), Path("runs") / path):
         if folder_of(given).is_dir():
             return given
-    raise RunError(f"No run with checkpoints at {str(path)!r}. {_others(path)}")
+    raise RunError(f"No run with checkpoints at {str(path)!r}. {instead(path, _has_checkpoints)}")
 
 
 def recorded_state(path: Path) -> dict[str, Any]:
@@ -161,39 +160,5 @@ def pinned(path: Path) -> str | None:
         return None
 
 
-LISTED = 8
-"""How many runs an error names."""
-DEPTH = 4
-"""Levels of directories under runs/ that are searched: names with slashes, sweeps, stages. In any other directory it is half of them."""
-
-
-def _others(path: Path | str) -> str:
-    """What has checkpoints instead: stages or runs of a sweep in the directory that was named, a run of a like name, or any."""
-    for given in (Path(path), Path("runs") / path):
-        members = _runs_under(given, DEPTH // 2)
-        if members:
-            return f"{given.as_posix()} holds runs, the stages of one or a sweep's: {_some(members)}. Name one of them."
-    runs = _runs_under(Path("runs"))
-    if not runs:
-        return "There are no runs here; train one with `slm train quickstart`."
-    wanted = str(path).strip("/").removeprefix("runs/")
-    close = difflib.get_close_matches(wanted, [run.removeprefix("runs/") for run in runs], n=1)
-    hint = f" Did you mean runs/{close[0]}?" if close and len(runs) > 1 else ""
-    return f"Runs here: {_some(runs)}.{hint}"
-
-
-def _runs_under(folder: Path, depth: int = DEPTH) -> list[str]:
-    """Directories below ``folder`` that have checkpoints, in the order of their names."""
-    found = []
-    for place, inside, _ in os.walk(folder):
-        here = Path(place)
-        if here != folder and "checkpoints" in inside and steps(folder_of(here)):
-            found.append(here.as_posix())
-        deep = len(here.relative_to(folder).parts) >= depth
-        inside[:] = [] if deep else [name for name in inside if name != "checkpoints" and not name.startswith(".")]
-    return sorted(found)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+def _has_checkpoints(run_dir: Path) -> bool:
+    return bool(steps(folder_of(run_dir)))

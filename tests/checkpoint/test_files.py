@@ -114,7 +114,7 @@ def test_resolve_knows_runs_and_steps_and_lists_runs(tmp_path: Path) -> None:
     assert checkpoint.resolve(tmp_path / "runs" / "mine") == path
     assert checkpoint.resolve("mine").name == path.name
     assert checkpoint.resolve(path) == path
-    with pytest.raises(RunError, match=r"Runs here: runs/mine\."):
+    with pytest.raises(RunError, match=r"Runs under runs/ here, the nearest names first: mine\."):
         checkpoint.resolve("yours")
 
 
@@ -129,16 +129,16 @@ def test_what_is_not_there_leads_to_what_is(tmp_path: Path) -> None:
             checkpoint.resolve(asked)
     with pytest.raises(RunError, match=r"runs/sweep holds runs.*: runs/sweep/train.seed=0, runs/sweep/train.seed=1\."):
         checkpoint.run_dir_of("sweep")
-    with pytest.raises(RunError, match=r"Did you mean runs/tiny\?"):
+    with pytest.raises(RunError, match=r"Did you mean 'tiny'\?"):
         checkpoint.resolve("runs/tinny")
-    with pytest.raises(RunError, match=r"Did you mean runs/staged/2-long\?"):
+    with pytest.raises(RunError, match=r"Did you mean 'staged/2-long'\?"):
         checkpoint.resolve("staged/2-lnog")
 
 
 def test_a_long_list_of_runs_is_cut(tmp_path: Path) -> None:
     for number in range(12):
         write(tmp_path / "runs" / f"r{number:02}", 3)
-    with pytest.raises(RunError, match=r"Runs here: runs/r00, .*runs/r07 and 4 more\.$"):
+    with pytest.raises(RunError, match=r"nearest names first: r00, .*r09, and 2 more\.$"):
         checkpoint.resolve("elsewhere")
 
 

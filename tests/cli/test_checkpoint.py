@@ -71,7 +71,9 @@ def test_ls(steps: list[Path]) -> None:
     assert "trunk of a branch" in text
     assert "NO" in text
     assert "model.safetensors: damaged" in text
-    assert "No run with checkpoints at 'nowhere'. Runs here: runs/tiny." in refusal("ls", "nowhere")
+    assert "No run with checkpoints at 'nowhere'. Runs under runs/ here, the nearest names first: tiny." in refusal(
+        "ls", "nowhere"
+    )
 
 
 def test_verify_and_unpin(steps: list[Path]) -> None:

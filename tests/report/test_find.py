@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from slm.config.errors import ConfigError
-from slm.report.find import LISTED, find_run, list_runs
+from slm.config.runs import LISTED, ROOT, runs_under
+from slm.report.find import find_run, is_run
 from slm.report.records import RunFiles
 
 
@@ -34,10 +35,16 @@ def test_a_run_is_found_by_path_and_by_name() -> None:
 
 def test_runs_stages_and_members_of_sweeps_are_listed_and_checkpoints_are_not() -> None:
     make("adamw", "staged/1-short", "staged/2-long", "sweep/train.seed=1")
-    assert list_runs(Path("runs")) == ["adamw", "staged/1-short", "staged/2-long", "sweep/train.seed=1"]
+    runs = runs_under(ROOT, is_run)
+    assert runs == ["adamw", "staged/1-short", "staged/2-long", "sweep/train.seed=1"]
     said = refusal("nothing-like-it")
     assert "checkpoints" not in said
-    assert all(name in said for name in list_runs(Path("runs")))
+    assert all(name in said for name in runs)
+
+
+def test_stages_come_in_their_order() -> None:
+    make(*(f"staged/{n}-x" for n in range(1, 12)))
+    assert runs_under(ROOT, is_run) == [f"staged/{n}-x" for n in range(1, 12)]
 
 
 def test_the_nearest_names_come_first_and_about_ten_of_them() -> None:
@@ -45,8 +52,11 @@ def test_the_nearest_names_come_first_and_about_ten_of_them() -> None:
     assert "Did you mean 'toy-relu2'? Runs under runs/ here, the nearest names first: toy-relu2, " in refusal(
         "toy-relu"
     )
-    assert "first: staged/1-short, staged/2-long, " in refusal("staged")
-    assert "first: staged/1-short, staged/2-long, " in refusal("runs/staged/")
+    for asked in ("staged", "runs/staged/"):
+        assert refusal(asked).endswith(
+            "the stages of one or a sweep's: runs/staged/1-short, runs/staged/2-long. Name one of them."
+        )
+    assert "first: staged/1-short, staged/2-long, " in refusal("stag")
     said = refusal("zzz")
     assert "Did you mean" not in said
     assert said.endswith(f", and {33 - LISTED} more.")
