@@ -46,6 +46,8 @@ def train(
         runs = [_member(run, given, c) for run, c in zip(runs, combinations, strict=True)]
     runs = [branched(run) for run in runs]
     _refuse_shared_places(runs)
+    if not any(o.startswith(("name=", "log.dir=")) for o in given):
+        _refuse_elsewhere(recipe, runs)
     summaries = [_launch(run, one.notes, out) for run, one in zip(runs, composed, strict=True)]
     if json:
         emit_json(summaries[0] if len(summaries) == 1 else {"runs": summaries})
@@ -84,6 +86,29 @@ def _refuse_shared_places(runs: "list[Run]") -> None:
         else "they have the same values, or values that differ only in '/' and '.'. Name each value once"
     )
     raise ConfigError(f"{count:,} of the {len(runs):,} runs of this sweep would share the directory {place}: {why}.")
+
+
+def _refuse_elsewhere(recipe: str, runs: "list[Run]") -> None:
+    """Raise `ConfigError` if a run's own config.yaml would begin the run anew in another place: it was moved, or one is in another
+    directory than it was started from."""
+    from pathlib import Path
+
+    from slm.checkpoint import latest
+    from slm.train.rundir import run_dir_of
+
+    home = Path(recipe).resolve().parent
+    if Path(recipe).name != "config.yaml" or latest(home) is None:
+        return
+    for run in runs:
+        if (
+            run_dir_of(run).resolve() != home
+            and home not in run_dir_of(run).resolve().parents
+            and latest(run_dir_of(run)) is None
+        ):
+            raise ConfigError(
+                f"{recipe} is of a run with checkpoints, but from here it would begin anew in {run_dir_of(run)}. To go on with the run: "
+                f"log.dir={home}. To begin another one: name=..."
+            )
 
 
 def _launch(run: "Run", notes: list[str], out: "Console") -> dict[str, Any]:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from support import tiny_config
 from typer.testing import CliRunner, Result
 
-from slm import pipeline
+from slm import checkpoint, pipeline
 from slm.cli.train import register
 from slm.config.errors import ConfigError
 from slm.config.yaml import dump_yaml
@@ -32,10 +33,14 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
 
 def call(*arguments: str) -> Result:
     Path("tiny.yaml").write_text(dump_yaml(tiny_config()))
+    return invoke("tiny.yaml", *arguments)
+
+
+def invoke(*arguments: str) -> Result:
     app = typer.Typer()
     app.callback()(lambda: None)  # or the only verb would be the app itself
     register(app)
-    return CliRunner().invoke(app, ["train", "tiny.yaml", *arguments])
+    return CliRunner().invoke(app, ["train", *arguments])
 
 
 def refusal(*arguments: str) -> str:
@@ -51,6 +56,21 @@ def test_runs_are_named_by_what_varies(started: list[Run]) -> None:
         f"tiny/train.seed={s},model.ffn={f}" for s in (0, 1) for f in ("swiglu", "relu2")
     ]
     assert "A sweep of 4 runs" in result.stdout
+
+
+def test_a_run_that_was_moved_goes_on_where_it_is_or_not_at_all(started: list[Run], tmp_path: Path) -> None:
+    checkpoint.save(
+        Path("runs/old"), 4, model={"w": torch.ones(1)}, optimizer={}, state={"step": 4}, config="", tokenizer=b"{}"
+    )
+    Path("runs/old/config.yaml").write_text(dump_yaml(tiny_config(name="old")))
+    invoke("runs/old/config.yaml")
+    Path("runs/old").rename("runs/new")
+    result = invoke("runs/new/config.yaml", "train.clip=1")
+    assert isinstance(result.exception, ConfigError)
+    assert "would begin anew in runs/old. To go on with the run: log.dir=" in str(result.exception)
+    for said in (f"log.dir={Path('runs/new').resolve()}", "name=other"):
+        assert invoke("runs/new/config.yaml", said).exception is None
+    assert [run.name for run in started] == ["old", "old", "other"]
 
 
 def test_one_combination_is_an_ordinary_run(started: list[Run]) -> None:
