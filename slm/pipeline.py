@@ -31,7 +31,7 @@ from slm.eval.bpb import evaluate
 from slm.export import export_hf
 from slm.generate import Sampling, generate, pick_prompts
 from slm.report.run import write_run_report
-from slm.run import Run
+from slm.run import Run, check_name
 from slm.train import float8, recording
 from slm.train.loop import TrainResult, train
 from slm.train.parallel.world import World, join_world
@@ -51,6 +51,7 @@ def launch(run: Run, *, console: Console | None = None, command: str = "") -> di
 
     The summary of an interrupted run has ``"interrupted": True`` and no evaluation.
     """
+    check_name(run)
     stages, summary = stage_runs(run), dict[str, Any]()
     with join_world(run.impl.device) as world:
         console = console if console is not None and world.main else Console(quiet=True)
@@ -79,7 +80,10 @@ def _launch(run: Run, world: World, console: Console, command: str) -> dict[str,
     done = _finished(run, run_dir)
     if done is not None:
         if done["report"] and world.main and not Path(done["report"]).exists():
-            _report(run_dir)
+            try:
+                _report(run_dir)
+            except RunError as error:
+                console.print(str(error), markup=False)
         console.print(
             f"{run_dir} is trained already (step {done['steps']:,}); nothing to do. Its report: {done['report']}",
             markup=False,
@@ -194,10 +198,9 @@ def _finish(
 def _report(run_dir: Path) -> None:
     try:
         write_run_report(run_dir)
-    except OSError as error:
+    except RunError as error:
         raise RunError(
-            f"Can't write {run_dir / 'report.html'}: {error.strerror or error}. All else of the run is there; the same command makes the report, "
-            f"or slm report {run_dir}."
+            f"{error} All else of the run is there; the same command makes the report, or slm report {run_dir}."
         ) from None
 
 

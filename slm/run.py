@@ -59,23 +59,6 @@ class Run(Config):
     notes: tuple[str, ...] = ()
     """What composition changed on the way: part swaps, cleared siblings."""
 
-    @pydantic.field_validator("name")
-    @classmethod
-    def _names_a_directory(cls, name: str) -> str:
-        parts = name.split("/")
-        if not name.isprintable() or any(part.strip() in ("", ".", "..") for part in parts):
-            raise ConfigError(
-                f"name={name!r} can't be the name of a directory under runs/. Give the run a name such as name=try-1; log.dir=PATH puts it "
-                f"anywhere else."
-            )
-        longest = max(parts, key=lambda part: len(part.encode()))
-        if len(longest.encode()) > LONGEST:
-            raise ConfigError(
-                f"name: {longest[:40]!r}... has {len(longest.encode())} bytes, and the name of a directory under runs/ has at most {LONGEST}. "
-                f"Choose a shorter one (name=...)."
-            )
-        return name
-
     @pydantic.model_validator(mode="after")
     def _join_sections(self) -> Self:
         vocab, context = self.tokenizer.vocab_size, self.data.seq_len
@@ -119,3 +102,22 @@ class Run(Config):
         """The identity-defining sections as plain data."""
         sections = {section: dump for section, dump in self.model_dump(mode="json").items() if section in IDENTITY}
         return sections | {"train": what_counts(sections["train"])}
+
+
+def check_name(run: Run) -> None:
+    """Raise `ConfigError` if a run that is about to start can't have its directory under ``runs/``. Without a say of its own the name is
+    no business of whoever reads a run."""
+    parts = run.name.split("/")
+    if run.log.dir is not None:
+        return
+    if any(part.strip() in ("", ".", "..") for part in parts) or any(c < " " for c in run.name):
+        raise ConfigError(
+            f"name={run.name!r} can't be the name of a directory under runs/. Give the run a name such as name=try-1; log.dir=PATH puts it "
+            f"anywhere else."
+        )
+    longest = max(parts, key=lambda part: len(part.encode()))
+    if len(longest.encode()) > LONGEST:
+        raise ConfigError(
+            f"name: {longest[:40]!r}... has {len(longest.encode())} bytes, and the name of a directory under runs/ has at most {LONGEST}. "
+            f"Choose a shorter one (name=...)."
+        )

@@ -49,13 +49,15 @@ def test_a_report_that_could_not_be_written_is_made_the_next_time(tiny, monkeypa
     report, shown = Path("runs/t[/x]/report.html"), io.StringIO()
 
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise RunError("Can't write report.html: No space left on device.")
 
     with monkeypatch.context() as patch:
         patch.setattr("slm.pipeline.write_run_report", full)
-        with pytest.raises(RunError, match=r"Can't write .*report\.html: No space left .*slm report"):
+        with pytest.raises(RunError, match=r"No space left on device\. All else of the run is there.*slm report"):
             launch(run, console=Console(file=io.StringIO()))
+        launch(run, console=Console(file=shown, width=200))  # it is trained, whatever becomes of the page
     assert not report.exists()
+    assert "No space left on device" in shown.getvalue()
     launch(run, console=Console(file=shown, width=200))
     assert report.is_file()
     assert f"nothing to do. Its report: {report}" in shown.getvalue()

@@ -38,6 +38,16 @@ def as_overrides(overrides: list[str] | None, branch_from: str | None, profile: 
     return given
 
 
+def _is_there(trunk: str) -> bool:
+    from slm import checkpoint
+    from slm.config.errors import SlmError
+
+    try:
+        return checkpoint.resolve(trunk).exists()
+    except SlmError:
+        return False
+
+
 def _found(trunk: str) -> str:
     from slm import checkpoint
     from slm.config.errors import RunError
@@ -59,14 +69,19 @@ def _quoted(text: str) -> str:
 def branched(run: "Run") -> "Run":
     """The run as a branch, if it is one. Raises what `slm.train.branching.branch` raises.
 
-    A branch's own config.yaml is one already, and once it has checkpoints it needs its trunk no more."""
+    A branch's own config.yaml is one already, and once it has checkpoints it needs its trunk no more: that may be gone.
+    """
     if run.log.branch_from is None:
         return run
     from slm import checkpoint
     from slm.train.branching import branch
     from slm.train.rundir import run_dir_of
 
-    if run.train.branch is not None and checkpoint.latest(run_dir_of(run)) is not None:
+    if (
+        run.train.branch is not None
+        and checkpoint.latest(run_dir_of(run)) is not None
+        and not _is_there(run.log.branch_from)
+    ):
         return run
 
     return branch(run, run.log.branch_from)

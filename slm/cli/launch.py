@@ -98,10 +98,11 @@ def _plan(recipe: str, overrides: list[str], processes: int, quiet: bool = False
     from slm.config.compose import compose
     from slm.planning import plan_run
     from slm.report.page import si
-    from slm.run import Run
+    from slm.run import Run, check_name
 
     composed = compose(recipe, overrides, schema=Run)
     run = branched(composed.config)
+    check_name(run)
     plan = plan_run(run, recipe, processes=processes)
     line = (
         f"{run.name}: {si(plan['params']['unique'])} parameters, {si(plan['tokens'])} tokens "

@@ -33,7 +33,7 @@ def train(
 ) -> None:
     """Train a recipe from nothing to a report: `slm train quickstart model/ffn=relu2 train.seed=1`."""
     from slm.config.compose import compose_all, expand_sweep
-    from slm.run import Run
+    from slm.run import Run, check_name
 
     given = as_overrides(overrides, branch_from, profile)
     combinations = expand_sweep(given) if multirun else [given]
@@ -44,10 +44,13 @@ def train(
     runs = [one.config for one in composed]
     if len(combinations) > 1:
         runs = [_member(run, given, c) for run, c in zip(runs, combinations, strict=True)]
+    begins = [run.log.branch_from is not None and run.train.branch is None for run in runs]
     runs = [branched(run) for run in runs]
+    for run in runs:
+        check_name(run)
     _refuse_shared_places(runs)
     if not any(o.startswith(("name=", "log.dir=")) for o in given):
-        _refuse_elsewhere(recipe, runs)
+        _refuse_elsewhere(recipe, [run for run, new in zip(runs, begins, strict=True) if not new])
     summaries = [_launch(run, one.notes, out) for run, one in zip(runs, composed, strict=True)]
     if json:
         emit_json(summaries[0] if len(summaries) == 1 else {"runs": summaries})

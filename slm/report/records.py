@@ -7,6 +7,7 @@ named, so that who watches several runs still sees the others; a report refuses 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -80,12 +81,22 @@ class Records:
         records = {"train": self.train, "eval": self.eval}.get(record["kind"])
         if records is None:
             return  # of a kind that isn't drawn
+        _restore_nan(record)
         if not _is_whole(record):
             self.damaged += 1
             return
         while records and records[-1]["step"] >= record["step"]:  # made again by a session that went back
             records.pop()
         records.append(record)
+
+
+def _restore_nan(record: dict[str, Any]) -> None:
+    """Of an evaluation: null is how a figure is written that is not a number."""
+    if record.get("heldout_bpb", 0.0) is None:
+        record["heldout_bpb"] = math.nan
+    sources = record.get("heldout_bpb_by_source")
+    if isinstance(sources, dict):
+        record["heldout_bpb_by_source"] = {name: math.nan if v is None else v for name, v in sources.items()}
 
 
 def _is_whole(record: dict[str, Any]) -> bool:

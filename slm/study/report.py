@@ -14,6 +14,7 @@ from slm.report.page import render, write
 from slm.study.plan import Planned, Study, study_dir
 from slm.study.runner import result_of
 from slm.study.statistics import compare
+from slm.train.metrics import read_metrics
 
 VERDICTS = {
     "win": "{arm} wins over {control}: {delta:+.4f} bits per byte, {level:.0%} interval [{low:+.4f}, {high:+.4f}]",
@@ -105,15 +106,15 @@ def write_report(
     write(folder / "report.json", json.dumps(result, indent=1))
     notes = sorted({f"{p.arm}: {note}" for p in runs for note in p.run.notes})
     lines = [line for arm in study.arms if (line := _curve(arm, runs)) is not None]
-    top = sorted(v for line in lines for v in line.high)
-    chart = Chart(
-        "training tokens (millions)", "held-out bits per byte", lines,
-        y_range=(min(v for line in lines for v in line.low) - 0.05, top[int(0.95 * (len(top) - 1))] + 0.05),
-    )  # fmt: skip
-    page = render(
-        "study.html.j2", title=study.name, result=result, notes=notes, charts={"curves": draw(chart)} if lines else {}
-    )
+    charts = {"curves": draw(_chart(lines)) if lines else ""}
+    page = render("study.html.j2", title=study.name, result=result, notes=notes, charts=charts)
     return result, write(folder / "report.html", page)
+
+
+def _chart(lines: list[Line]) -> Chart:
+    top = sorted(v for line in lines for v in line.high)
+    lowest, highest = min(v for line in lines for v in line.low), top[int(0.95 * (len(top) - 1))]
+    return Chart("training tokens (millions)", "held-out bits per byte", lines, y_range=(lowest - 0.05, highest + 0.05))
 
 
 def _curve(arm: str, runs: Sequence[Planned]) -> Line | None:
@@ -122,6 +123,8 @@ def _curve(arm: str, runs: Sequence[Planned]) -> Line | None:
     if not series:
         return None
     steps = sorted(set.intersection(*(set(s) for s in series)))
+    if not steps:
+        return None
     values = [[s[step] for s in series] for step in steps]
     batch = next(p.run.train.batch_tokens for p in runs if p.arm == arm)
     return Line(
@@ -131,11 +134,9 @@ def _curve(arm: str, runs: Sequence[Planned]) -> Line | None:
 
 
 def _evaluations(planned: Planned) -> dict[int, float]:
-    path = planned.dir / "metrics.jsonl"
-    if not path.exists():
-        return {}
-    records = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    return {r["step"]: r["heldout_bpb"] for r in records if r["kind"] == "eval"}
+    """Held-out bits per byte by step, where they are a number."""
+    records = read_metrics(planned.dir / "metrics.jsonl")
+    return {r["step"]: r["heldout_bpb"] for r in records if r.get("heldout_bpb") is not None}
 
 
 def _sentence(study: Study, c: Any) -> str:

@@ -160,5 +160,5 @@ def _explained(error: BaseException) -> BaseException:
         return error
     return RunError(
         "impl.cuda_graphs: a micro-batch's forward and backward pass can't be recorded; something in it waits for the device. Leave "
-        f"impl.cuda_graphs out: the checkpoints go on without it. torch says: {str(error).splitlines()[0]}"
+        f"impl.cuda_graphs out: the checkpoints go on without it. torch says: {(str(error) or repr(error)).splitlines()[0]}"
     )

@@ -73,6 +73,17 @@ def test_a_run_that_was_moved_goes_on_where_it_is_or_not_at_all(started: list[Ru
     assert [run.name for run in started] == ["old", "old", "other"]
 
 
+def test_a_branch_may_begin_with_its_trunks_own_config(started: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(
+        Path("runs/a"), 4, model={"w": torch.ones(1)}, optimizer={}, state={"step": 4}, config="", tokenizer=b"{}"
+    )
+    Path("runs/a/config.yaml").write_text(dump_yaml(tiny_config(name="a")))
+    monkeypatch.setattr("slm.cli.train.branched", lambda run: run.with_(name="a-branch-4"))
+    result = invoke("runs/a/config.yaml", "--branch-from", "runs/a")
+    assert result.exception is None, result.exception
+    assert [run.name for run in started] == ["a-branch-4"]
+
+
 def test_one_combination_is_an_ordinary_run(started: list[Run]) -> None:
     result = call("-m", "train.seed=1")
     assert [(run.name, run.train.seed) for run in started] == [("tiny", 1)]

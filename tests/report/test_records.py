@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -110,6 +111,16 @@ def test_other_kinds_and_values_that_are_no_numbers_are_no_damage(log: Path) -> 
     records = Records(log)
     records.poll()
     assert (steps(records), len(records.eval), records.damaged) == ([2], 1, 0)
+
+
+def test_an_evaluation_that_was_no_number_is_one(log: Path) -> None:
+    by_source = {"heldout_bpb_by_source": {"a": None, "b": 1.5}}
+    log.write_text(line(1, "eval", heldout_bpb=1.0) + line(2, "eval", heldout_bpb=None, **by_source))
+    records = Records(log)
+    records.poll()
+    assert records.damaged == 0
+    assert math.isnan(records.eval[1]["heldout_bpb"])
+    assert math.isnan(records.eval[1]["heldout_bpb_by_source"]["a"])
 
 
 @pytest.mark.parametrize(

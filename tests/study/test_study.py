@@ -157,6 +157,17 @@ def test_report_says_who_won(study, tmp_path: Path) -> None:
     assert json.loads((page.parent / "report.json").read_text()) == result
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_that_diverged_on_the_way_has_a_shorter_curve_or_none(study, kept: bool) -> None:
+    runs = plan_study(study)
+    run_study(runs, jobs=2, say=lambda _: None, command=fake())
+    for planned in runs if not kept else runs[:1]:
+        log = planned.dir / "metrics.jsonl"
+        log.write_text(json.dumps({"kind": "eval", "step": 5, "heldout_bpb": None}) + "\n" + '{"kind": "eval"}\n')
+    page = write_report(study, runs)[1].read_text()
+    assert ("<svg" in page) == kept
+
+
 def test_report_of_an_unfinished_study_says_what_is_missing(study) -> None:
     runs = plan_study(study)
     with pytest.raises(RunError):

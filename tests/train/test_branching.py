@@ -52,6 +52,13 @@ def test_a_branch_is_bitwise_the_run_from_the_start(tiny, trunk) -> None:
     assert losses[0] == losses[1]  # the trunk's records included
 
 
+def test_a_branch_that_has_begun_is_not_given_another_trunk(tiny, trunk) -> None:
+    go(branch(tiny(**trunk), AT))
+    go(tiny(**trunk | {"name": "other", "train__seed": 1}))
+    said = slm("train", "runs/tiny-branch-8/config.yaml", "--branch-from", "runs/other", code=2).stderr
+    assert "This run branches from step 8 of experiment" in said
+
+
 def test_a_branch_that_has_begun_needs_its_trunk_no_more(tiny, trunk) -> None:
     run = branch(tiny(**trunk, finish={"samples": 0, "export": [], "baselines": False}), AT)
     go(run)
