@@ -42,7 +42,7 @@ def instead(given: str | Path, is_run: IsRun) -> str:
     wanted = str(given).strip("/").removeprefix(f"{ROOT}/")
     known = sorted(runs_under(ROOT, is_run), key=lambda name: (-_likeness(wanted, name), name))
     if not known:
-        return f"There are no runs under {ROOT}/ here: `slm train RECIPE` makes one."
+        return f"There are no runs under {ROOT}/ here: `slm train quickstart` makes one."
     close = f"Did you mean {known[0]!r}? " if _likeness(wanted, known[0]) >= 0.6 else ""
     if close and len(known) == 1:
         return close.strip()

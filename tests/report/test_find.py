@@ -70,4 +70,4 @@ def test_a_single_run_is_named_once() -> None:
 
 @pytest.mark.parametrize("name", ["x", "", "/", "a" * 300, "\0"])
 def test_no_run_at_all_says_how_to_make_one(name: str) -> None:
-    assert "slm train RECIPE" in refusal(name)
+    assert "slm train quickstart" in refusal(name)
