@@ -147,9 +147,10 @@ def _memory(run: Run, costs: ModelCost, teacher: Model | None, rows: int, world:
 def _beside_a_recording(run: Run, costs: ModelCost, rows: int, world: int) -> bool:
     """Whether micro-batches are run plainly while the memory of a recording (``impl.cuda_graphs``) is kept: those of another shape,
     and those whose layers are looked at."""
+    if not run.impl.cuda_graphs or run.log.activations:
+        return run.impl.cuda_graphs
     batches = {size // world for size in Course.of(run, costs).batches.rows}
-    one_shape = len({min(size, rows) for size in batches} | {size % rows for size in batches} - {0}) == 1
-    return run.impl.cuda_graphs and (run.log.activations or not one_shape)
+    return len({min(size, rows) for size in batches} | {size % rows for size in batches} - {0}) > 1
 
 
 def _teacher(run: Run) -> Model | None:
