@@ -1,11 +1,15 @@
 """A process of ``torchrun`` that joins the others several times, as a sweep does; the main one is always the last to come.
 
-python -m torch.distributed.run --nproc-per-node 2 joining_worker.py
+python -m torch.distributed.run --nproc-per-node 2 joining_worker.py FOLDER
+
+Each process writes what it found to a file of its own: on a shared pipe, two processes' lines can run into one.
 """
 
 from __future__ import annotations
 
+import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -24,9 +28,10 @@ def sums(world: World, number: int) -> list[float]:
 
 
 if __name__ == "__main__":
+    folder = Path(sys.argv[1])
     for number in range(3):
         with join_world("cpu") as world:
-            print(f"join {number}, rank {world.rank}: {sums(world, number)}", flush=True)
+            (folder / f"join-{number}-rank-{world.rank}").write_text(str(sums(world, number)))
             world.barrier()
         if world.main:
             time.sleep(0.5)  # as one that prints what came out

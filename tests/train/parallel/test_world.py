@@ -20,10 +20,12 @@ def test_auto_finds_something_and_a_misspelt_device_is_named() -> None:
 
 
 @pytest.mark.slow
-def test_processes_join_again_though_one_comes_late() -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER)]
+def test_processes_join_again_though_one_comes_late(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(
+        [*torchrun, str(WORKER), str(tmp_path)], capture_output=True, text=True, env=environment, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    said = sorted(line for line in done.stdout.splitlines() if line.startswith("join"))
-    assert said == [f"join {n}, rank {r}: [{2 * n + 1}.0, 2.0]" for n in range(3) for r in range(2)]
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found == {f"join-{n}-rank-{r}": f"[{2 * n + 1}.0, 2.0]" for n in range(3) for r in range(2)}
