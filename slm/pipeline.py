@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 from rich.console import Console
 
@@ -31,7 +32,7 @@ from slm.eval.bpb import evaluate
 from slm.export import export_hf
 from slm.generate import Sampling, generate, pick_prompts
 from slm.report.run import write_run_report
-from slm.run import Run, check_name
+from slm.run import Finish, Run, check_name
 from slm.train import float8, recording
 from slm.train.loop import TrainResult, train
 from slm.train.parallel.world import World, join_world
@@ -78,7 +79,14 @@ def _launch(run: Run, world: World, console: Console, command: str) -> dict[str,
     """Execute one stage."""
     run_dir = run_dir_of(run)
     done = _finished(run, run_dir)
-    if done is not None:
+    made = _made(done)
+    if done is not None and made is not None and (lacking := run.finish.beyond(made)):
+        console.print(
+            f"{run_dir} is trained already (step {done['steps']:,}), but not with {', '.join(lacking)}: it is finished anew.",
+            markup=False,
+        )
+        run = run.with_(finish=run.finish.joined(made))
+    elif done is not None:
         if done["report"] and world.main and not Path(done["report"]).exists():
             try:
                 _report(run_dir)
@@ -115,6 +123,14 @@ def _finished(run: Run, run_dir: Path) -> dict[str, Any] | None:
     except ValueError:  # UnicodeDecodeError is one
         summary = None  # damaged: what it says is found out again
     return summary if isinstance(summary, dict) and summary.get("identity") == run.identity else None
+
+
+def _made(done: dict[str, Any] | None) -> Finish | None:
+    """What was made of a finished run; None if its summary doesn't say."""
+    try:
+        return Finish(**(done or {})["finish"])
+    except (KeyError, TypeError, pydantic.ValidationError):
+        return None
 
 
 def _prepare(run: Run, console: Console) -> Corpus:
@@ -169,6 +185,7 @@ def _finish(
         "baselines": {},
         "samples": [],
         "export": [],
+        "finish": run.finish.model_dump(mode="json"),
         "run_dir": str(result.run_dir),
         "command": command or f"slm train {result.run_dir / 'config.yaml'}",
     }

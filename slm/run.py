@@ -42,6 +42,21 @@ class Finish(Config):
     report: bool = True
     """Write ``report.html``."""
 
+    def beyond(self, made: Finish) -> list[str]:
+        """What is asked for here and wasn't there."""
+        wanted = [f"an export to {target}" for target in self.export if target not in made.export]
+        wanted += [f"{self.samples} samples"] if self.samples > made.samples else []
+        return wanted + [name for name in ("baselines", "report") if getattr(self, name) and not getattr(made, name)]
+
+    def joined(self, made: Finish) -> Finish:
+        """What either asks for."""
+        return Finish(
+            baselines=self.baselines or made.baselines,
+            samples=max(self.samples, made.samples),
+            export=tuple(dict.fromkeys((*made.export, *self.export))),
+            report=self.report or made.report,
+        )
+
 
 class Run(Config):
     """An experiment and how to execute it."""

@@ -35,6 +35,36 @@ def test_from_nothing_to_a_report_and_not_twice(tiny) -> None:
     assert (folder / "summary.json").stat().st_mtime_ns == before
 
 
+def test_what_a_finished_run_was_not_asked_for_is_made_when_it_is(tiny) -> None:
+    bare, shown = {"samples": 0, "export": [], "baselines": False, "report": False}, io.StringIO()
+    first = launch(tiny(finish=bare))
+    assert (first["export"], first["samples"], first["baselines"], first["report"]) == ([], [], {}, None)
+    console = Console(file=shown, width=250)
+    second = launch(tiny(finish=bare | {"export": ["hf"]}), console=console)
+    assert (
+        "runs/tiny is trained already (step 12), but not with an export to hf: it is finished anew." in shown.getvalue()
+    )
+    assert second["export"][0]["verified"]
+    assert (second["bpb"], second["steps"], second["samples"]) == (first["bpb"], 12, [])
+    third = launch(tiny(finish=bare | {"samples": 2, "baselines": True, "report": True}), console=console)
+    assert "but not with 2 samples, baselines, report" in shown.getvalue()
+    assert third["export"][0]["verified"], "what was made before stays"
+    assert (len(third["samples"]), set(third["baselines"])) == (2, {"gzip -9", "xz -9"})
+    assert Path(third["report"]).is_file()
+    before = Path("runs/tiny/summary.json").stat().st_mtime_ns
+    assert launch(tiny(finish=bare), console=console)["bpb"] == first["bpb"]
+    assert Path("runs/tiny/summary.json").stat().st_mtime_ns == before, "less was asked for: nothing to do"
+
+
+def test_a_run_whose_hours_are_used_up_can_be_finished_anew(tiny) -> None:
+    bare = {"samples": 0, "export": [], "baselines": False, "report": False}
+    run = tiny(train__budget={"hours": 1e-5, "tokens_per_s": 1e9}, train__schedule={"name": "constant"}, finish=bare)
+    first = launch(run)
+    second = launch(run.with_(finish=run.finish.with_(report=True)))
+    assert (second["interrupted"], second["steps"], second["bpb"]) == (False, first["steps"], first["bpb"])
+    assert Path(second["report"]).is_file()
+
+
 @pytest.mark.parametrize("damage", [b'{"name": "ti', b"[]", b"\xff"])
 def test_a_damaged_summary_is_made_again(damage: bytes, tiny) -> None:
     run = tiny(finish={"samples": 0, "export": [], "baselines": False})

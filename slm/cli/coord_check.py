@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from slm.cli.output import JsonFlag, Overrides, emit_json, table
+from slm.config.limits import LARGEST_SEED
 
 if TYPE_CHECKING:
     from slm.config.compose import Composed
@@ -30,7 +31,7 @@ def coord_check(
     widths: Annotated[str, typer.Option(help="Widths to compare, separated by commas.")] = "",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 4,
     lr: Annotated[float | None, typer.Option(help="Learning rate; short for train.optim.lr.")] = None,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED)] = 0,
     out: Annotated[Path | None, typer.Option(help="Draw the changes over the widths into this .svg file.")] = None,
     json: JsonFlag = False,
 ) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from slm.cli.output import JsonFlag, Plugins, emit_json
 from slm.config.errors import RunError
+from slm.config.limits import LARGEST_SEED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +61,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="0: no limit.")] = 0,
     top_p: Annotated[float, typer.Option()] = 0.95,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED)] = 0,
     device: Annotated[str, typer.Option()] = "auto",
     plugins: Plugins = None,
     json: JsonFlag = False,

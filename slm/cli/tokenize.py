@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from slm.cli.output import JsonFlag, console, emit_json
+from slm.config.limits import LARGEST_SEED
 
 
 class Backend(StrEnum):
@@ -60,7 +61,7 @@ def tokenize(
     ] = None,
     heldout: Annotated[float, typer.Option(help="Share of documents kept for evaluation.")] = 0.01,
     shuffle: Annotated[bool, typer.Option(help="Store documents in a random order.")] = True,
-    seed: Annotated[int, typer.Option(help="Seed of that order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of that order.", min=0, max=LARGEST_SEED)] = 0,
     skip_broken: Annotated[bool, typer.Option(help="Leave out and count records that can't be read.")] = False,
     json: JsonFlag = False,
 ) -> None:

@@ -8,6 +8,10 @@ from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 import pydantic
 
 from slm.config.errors import ConfigError, suggest
+from slm.config.limits import LARGEST_SEED
+
+Seed = Annotated[int, pydantic.Field(ge=0, le=LARGEST_SEED)]
+"""What a random number generator starts from."""
 
 
 class Config(pydantic.BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 
-from slm.config.base import Config
+from slm.config.base import Config, Seed
 from slm.config.errors import ConfigError
 from slm.data.ingest.config import Curation
 from slm.data.plan.mixture import Mixture, Order, Policy, Stage
@@ -62,7 +62,7 @@ class Data(Curation):
     """Documents packed together."""
     order: Order = Order()
     """Rows in a random order over everything, or over blocks of neighbours (for stores on a network)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the row order: a new permutation every epoch."""
 
     @pydantic.model_validator(mode="after")

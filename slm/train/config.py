@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 import pydantic
 
 from slm.checkpoint.config import Retention
-from slm.config.base import Config
+from slm.config.base import Config, Seed
 from slm.config.durations import Duration, InSteps
 from slm.config.errors import ConfigError
 from slm.train.averaging import Averaging
@@ -45,7 +45,7 @@ class Stage(Config):
 class Train(Config):
     """What is optimised, with what, for how long. Part of the identity."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial weights. The order of the data has its own: ``data.seed``."""
     budget: Budget = Budget(tokens_per_param=20)
     batch_tokens: int = pydantic.Field(524_288, gt=0)

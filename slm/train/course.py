@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from slm.config.durations import Duration
+from slm.config.errors import ConfigError
 from slm.train.budget import Resolved
 from slm.train.schedule import BatchPlan, SchedulePart
 
@@ -40,6 +41,11 @@ class Course:
         """
         train, seq_len, params = run.train, run.data.seq_len, costs.params["unique"]
         steps = train.budget.total_steps(costs, train.batch_tokens)
+        if train.until is not None and train.until > steps:
+            raise ConfigError(
+                f"train.until={train.until:,} is beyond the run's {steps:,} steps. Leave it out to train them all; train.budget says how many "
+                f"there are."
+            )
         if train.batch_ramp is None:
             batches = BatchPlan(seq_len, steps, (0,), (0,), (train.batch_tokens // seq_len,))
         else:

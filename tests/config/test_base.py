@@ -7,7 +7,7 @@ from typing import Annotated
 import pydantic
 import pytest
 
-from slm.config.base import Config
+from slm.config.base import Config, Seed, explain
 from slm.config.compose import validate
 from slm.config.errors import ConfigError
 
@@ -48,3 +48,16 @@ def test_the_nearest_key_is_one_of_the_class_that_was_meant(data: dict[str, obje
 def test_the_outermost_class_names_its_own() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'average'"):
         validate(Outer, {"avrage": {}})
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 63])
+def test_a_seed_that_no_generator_takes_is_refused_with_its_bounds(seed: int) -> None:
+    class Seeded(Config):
+        seed: Seed = 0
+
+    assert Seeded(seed=(1 << 63) - 1).seed == (1 << 63) - 1
+    with pytest.raises(pydantic.ValidationError) as raised:
+        Seeded(seed=seed)
+    assert f"seed: Input should be {'greater' if seed < 0 else 'less'} than or equal to" in str(
+        explain(raised.value, Seeded)
+    )

@@ -13,6 +13,7 @@ import yaml
 from slm import checkpoint
 from slm.config.errors import ConfigError, RunError
 from slm.data.prepare import prepare
+from slm.generate import Sampling, generate
 from slm.run import Run
 from slm.train import loop
 from slm.train.loop import Session, TrainResult, train
@@ -217,6 +218,20 @@ def test_changed_data_is_refused(tiny, tmp_path: Path) -> None:
 def test_a_schedule_longer_than_the_budget_is_refused_before_anything_is_spent(tiny) -> None:
     with pytest.raises(ConfigError, match="exceed the budget"):
         go(tiny(train__schedule={"name": "wsd", "warmup": "9 steps", "decay": "9 steps"}))
+
+
+def test_an_end_beyond_the_budget_is_refused(tiny) -> None:
+    with pytest.raises(ConfigError, match=r"train.until=13 is beyond the run's 12 steps"):
+        go(tiny(train__until=13))
+    assert go(tiny(train__until=12)).step == 12
+
+
+def test_the_largest_seeds_train(tiny) -> None:
+    largest = (1 << 63) - 1
+    run = tiny(train__seed=largest, data__seed=largest)
+    assert go(run).step == 12
+    sampling = Sampling(seed=largest)
+    assert list(generate(go(run).model, [1, 2], max_new_tokens=4, sampling=sampling))
 
 
 def test_a_mirror_that_breaks_does_not_stop_training(tiny, monkeypatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from slm.config.base import Config
+from slm.config.base import Config, Seed
 from slm.data.curate.decontaminate import Decontaminate
 from slm.data.curate.quality import Quality
 
@@ -28,7 +28,7 @@ class Curation(Config):
     """Score documents by a fastText model; the score becomes a column, for filters."""
     shuffle: bool = True
     """Store documents in a uniformly random order; else in the source's order."""
-    shuffle_seed: int = 0
+    shuffle_seed: Seed = 0
     """Seed of that order."""
 
 

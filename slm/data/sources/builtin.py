@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydantic
 
+from slm.config.base import Seed
 from slm.data.document import Broken, Document, Unit
 from slm.data.sources.base import SourcePart, source
 
@@ -58,7 +59,7 @@ class Stdlib(SourcePart):
 class Synthetic(SourcePart):
     """A seeded Markov chain over words with a known entropy rate: the loss a perfect model would reach."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Another seed, another chain."""
     count: int = pydantic.Field(512, gt=0)
     """Number of documents."""
