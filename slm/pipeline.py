@@ -168,7 +168,7 @@ def _finish(
     say = console.print
     model = result.model.eval()
     eot = corpus.tokenizer.eot_id
-    params = run.model.costs().params
+    params = run.costs().params
     tokens = result.tokens
     summary: dict[str, Any] = {
         "name": run.name,
@@ -178,7 +178,7 @@ def _finish(
         "tokens": tokens,
         "params": params,
         "tokens_per_param": tokens / params["unique"],
-        "flops": run.model.costs().flops_per_token["train"] * tokens,
+        "flops": run.costs().flops_per_token["train"] * tokens,
         "skipped": result.skipped,
         "bpb": None,
         "heldout": None,
@@ -191,7 +191,9 @@ def _finish(
     }
     if run.data.heldout:
         say("Evaluating on the held-out documents")
-        score = evaluate(model, corpus.documents("heldout"), eot, precision=run.train.precision)
+        score = evaluate(
+            model, corpus.documents("heldout"), eot, context=run.data.seq_len, precision=run.train.precision
+        )
         summary["bpb"] = score.bpb
         summary["heldout"] = {"docs": score.docs, "bytes": score.bytes, "tokens": score.tokens}
         if run.finish.baselines:
@@ -228,7 +230,16 @@ def _samples(run: Run, corpus: Corpus, result: TrainResult) -> dict[str, Any]:
     documents = [doc.tokens.tolist() for doc in corpus.documents("heldout")]
     samples = []
     for prompt in pick_prompts(documents, run.finish.samples, PROMPT_TOKENS):
-        ids = list(generate(result.model, [eot, *prompt], max_new_tokens=SAMPLE_TOKENS, sampling=sampling, stop=eot))
+        ids = list(
+            generate(
+                result.model,
+                [eot, *prompt],
+                max_new_tokens=SAMPLE_TOKENS,
+                context=run.data.seq_len,
+                sampling=sampling,
+                stop=eot,
+            )
+        )
         samples.append(
             {"prompt": corpus.tokenizer.decode(prompt), "continuation": corpus.tokenizer.decode(ids, whole=False)}
         )

@@ -47,7 +47,7 @@ def plan_run(run: Run, recipe: str, *, device: str | None = None, processes: int
     """
     world = processes or int(os.environ.get("WORLD_SIZE", 1))
     kind, name = _device(run, device)
-    costs = run.model.costs()
+    costs = run.costs()
     course = Course.of(run, costs)
     budget = resolved(course, costs)
     rows = _rows(run, world)
@@ -85,6 +85,7 @@ def plan_run(run: Run, recipe: str, *, device: str | None = None, processes: int
         "device": on_device,
         "warnings": [
             *_batch_warnings(run, world),
+            *_context_warnings(run),
             *_data_warnings(run, sources, budget),
             *_fit_warnings(on_device),
             *_precision_warnings(run, name),
@@ -259,6 +260,17 @@ def _batch_warnings(run: Run, world: int) -> list[str]:
             "rows only."
         ]
     return []
+
+
+def _context_warnings(run: Run) -> list[str]:
+    longest = max(stage.data.seq_len for stage in stage_runs(run))
+    context = run.model.context or longest
+    if context <= longest or run.train.init_from is not None:
+        return []
+    return [
+        f"model.context is {context:,}, but rows have {longest:,} tokens: positions beyond are never trained, and an export would promise them. "
+        f"Set model.context={longest}, or train longer rows in a last stage (train.stages)."
+    ]
 
 
 def _data_warnings(run: Run, sources: list[dict[str, Any]], budget: Resolved) -> list[str]:

@@ -8,7 +8,7 @@ watched and wound up; none of them may change the result beyond rounding.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pydantic
 
@@ -19,6 +19,9 @@ from slm.data.config import Data
 from slm.data.tokenizer import TokenizerSlot
 from slm.model.config import Model
 from slm.train.config import Impl, Log, Train, what_counts
+
+if TYPE_CHECKING:
+    from slm.cost.cost import ModelCost
 
 IDENTITY = ("model", "tokenizer", "data", "train")
 """The sections that define an experiment."""
@@ -107,6 +110,10 @@ class Run(Config):
                 f"is a whole number of rows. Nearest: {max(1, round(self.train.batch_tokens / context)) * context}."
             )
         return self
+
+    def costs(self) -> ModelCost:
+        """What the model costs on this run's rows: tokens attend within ``data.seq_len``, however long the model's context is."""
+        return self.model.costs(self.data.seq_len)
 
     @cached_property
     def identity(self) -> str:

@@ -14,7 +14,10 @@ import yaml
 from rich.console import Console
 from support import tiny_config
 
+from slm.checkpoint import restore
 from slm.config.errors import RunError
+from slm.data.prepare import prepare
+from slm.eval.bpb import evaluate
 from slm.pipeline import launch
 
 
@@ -54,6 +57,27 @@ def test_what_a_finished_run_was_not_asked_for_is_made_when_it_is(tiny) -> None:
     before = Path("runs/tiny/summary.json").stat().st_mtime_ns
     assert launch(tiny(finish=bare), console=console)["bpb"] == first["bpb"]
     assert Path("runs/tiny/summary.json").stat().st_mtime_ns == before, "less was asked for: nothing to do"
+
+
+def test_a_mixture_of_sources_on_rows_shorter_than_the_model_s_context_is_finished_whole(tiny) -> None:
+    """The final figure is of windows as long as the rows: positions beyond were never trained."""
+    sources = {n: {"source": {"name": "synthetic", "count": 48, "length": 120, "seed": i}} for i, n in enumerate("ab")}
+    data = {"sources": sources, "mixture": [{"weights": {"a": 0.5, "b": 0.5}}], "seq_len": 32, "heldout": 0.1}
+    run = tiny(data=data, model__context=256, model__position={"name": "rope"}, finish={"samples": 1})
+    summary = launch(run)
+    assert summary["export"][0]["verified"]
+    assert Path(summary["report"]).is_file()
+    card = Path("runs/tiny/hf/README.md").read_text()
+    assert "| text | a, b |" in card
+    assert "| context | 256 tokens |" in card
+    assert "| trained on | rows of 32 tokens |" in card
+    corpus, restored = prepare(run.data, run.tokenizer, run.impl.data_dir), restore("runs/tiny")
+    assert restored.context == 32
+    bpb = {
+        n: evaluate(restored.model, corpus.documents("heldout"), corpus.tokenizer.eot_id, context=n).bpb
+        for n in (32, 256)
+    }
+    assert summary["bpb"] == bpb[32] != bpb[256]
 
 
 def test_a_run_whose_hours_are_used_up_can_be_finished_anew(tiny) -> None:

@@ -32,8 +32,8 @@ TOKENS_PER_PARAM = {
     "smollm2-1.7b": 6400,
     "mobilellm-125m": 8100,
     "qwen3-0.6b-like": 10000,
-    "smollm2-360m": 11100,
-    "smollm2-135m": 14900,
+    "smollm2-360m": 11300,
+    "smollm2-135m": 15600,
 }
 """What the recipes' first lines say, to two or three digits."""
 HF_CLASSES = {
@@ -130,6 +130,7 @@ def test_it_can_be_planned_without_its_data(path: Path, monkeypatch: pytest.Monk
     assert plan["tokens_per_param"] == pytest.approx(TOKENS_PER_PARAM[path.stem], rel=0.05)
     assert plan["export"]["hf"]["class"] == HF_CLASSES[path.stem]
     assert plan["export"]["hf"]["class"] or plan["export"]["hf"]["reason"]
+    assert not [w for w in plan["warnings"] if "model.context" in w]
     assert {d["source"] for d in plan["data"]} == set(run.data.members)
     assert sum(d["wanted_tokens"] for d in plan["data"]) == pytest.approx(plan["tokens"], rel=1e-3)
     assert all(d["tokens"] is None and d["missing"] for d in plan["data"])
@@ -171,10 +172,23 @@ def test_the_table_in_the_docs_is_of_these_recipes() -> None:
     assert rows.keys() == {p.stem for p in RECIPES} - SMALL
     for name, (params, tokens, ratio, flops, _) in rows.items():
         run = recipe(ROOT / "recipes" / f"{name}.yaml")
-        costs = run.model.costs()
+        costs = run.costs()
         budget = resolved(Course.of(run, costs), costs)
         assert params == f"{costs.params['unique'] / 1e6:.0f}M"
         scale = (1e12, "T") if budget.tokens > 9.9e11 else (1e9, "B")
         assert tokens == f"{budget.tokens / scale[0]:.3g}{scale[1]}"
         assert ratio == f"{budget.tokens_per_param:.0f}"
         assert flops == f"{budget.flops:.3g}"
+
+
+def test_flops_are_those_of_rows_as_long_as_they_are_and_not_of_the_model_s_context() -> None:
+    """A model that could read 40,960 tokens, trained on rows of 4,096, spends what a model of that context spends."""
+    run = compose(str(ROOT / "recipes" / "qwen3-0.6b-like.yaml"), ["model.context=40960"], schema=Run).config
+    assert run.data.seq_len == 4096
+    short = run.model.with_(context=4096).costs().flops_per_token
+    assert plan_run(run, "")["flops_per_token"] == short == run.costs().flops_per_token
+    assert run.model.costs().flops_per_token["train"] > 1.5 * short["train"]
+    by_flops = run.with_(train=run.train.with_(budget={"flops": 1e21}))
+    assert Course.of(by_flops, by_flops.costs()).total == pytest.approx(
+        1e21 / short["train"] / run.train.batch_tokens, abs=1
+    )

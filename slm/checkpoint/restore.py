@@ -35,6 +35,13 @@ class Restored:
     state: dict[str, Any]
     path: Path
 
+    @property
+    def context(self) -> int:
+        """How many tokens it can be trusted to read: those of the rows it was last trained on, or the model's context if it was imported."""
+        own: int = self.model.config.context or 2048
+        trained = (self.config.get("data") or {}).get("seq_len")
+        return min(own, trained) if isinstance(trained, int) else own
+
 
 def restore(path: Path | str, *, device: "torch.device | str" = "cpu") -> Restored:
     """Read a run directory's newest checkpoint, or the step directory itself, into an evaluation-mode model: averaged weights

@@ -191,7 +191,7 @@ class _Open:
 
         run = compose(recipe, overrides, schema=Run).config
         self.corpus = prepare(run.data, run.tokenizer, run.impl.data_dir, workers=run.impl.workers)
-        self.course = Course.of(run, run.model.costs())
+        self.course = Course.of(run, run.costs())
         full = run.train.batch_tokens // run.data.seq_len
         self.plan = plan_of(self.corpus, run.data, horizon=Horizon(self.course.total_rows, full, self.course.params))
 

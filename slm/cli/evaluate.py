@@ -19,6 +19,9 @@ def evaluate(
     store: Annotated[
         str | None, typer.Option(help="A token store; by default the one that the run was trained on.")
     ] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens per window; by default those of the rows that it was trained on.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp32 or bf16")] = "fp32",
     device: Annotated[str, typer.Option()] = "auto",
     plugins: Plugins = None,
@@ -46,9 +49,9 @@ def evaluate(
         raise ConfigError(
             f"The store {where} was made with another tokenizer than {restored.path}: its ids mean other text."
         )
-    eot, scores = corpus.tokenizer.eot_id, {}
+    eot, scores, window = corpus.tokenizer.eot_id, {}, restored.context if context is None else context
     for name, opened in corpus.stores.items():
-        scores[name] = measure(restored.model, opened.documents("heldout"), eot, precision=precision)
+        scores[name] = measure(restored.model, opened.documents("heldout"), eot, context=window, precision=precision)
     score = sum_of(scores.values())
     result: dict[str, Any] = {
         "checkpoint": str(restored.path),
@@ -56,6 +59,7 @@ def evaluate(
         "documents": score.docs,
         "bytes": score.bytes,
         "tokens": score.tokens,
+        "context": window,
         "baselines": compressors(corpus.text("heldout")),
         "tasks": {},
         "groups": {},

@@ -62,6 +62,9 @@ def generate(
     top_k: Annotated[int, typer.Option(help="0: no limit.")] = 0,
     top_p: Annotated[float, typer.Option()] = 0.95,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED)] = 0,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens to read at once; by default those of the rows that it was trained on.")
+    ] = None,
     device: Annotated[str, typer.Option()] = "auto",
     plugins: Plugins = None,
     json: JsonFlag = False,
@@ -85,7 +88,10 @@ def generate(
     stream = Utf8Stream()
     if not json:
         typer.echo(prompt, nl=False)
-    for token in decode(restored.model, ids, max_new_tokens=max_new_tokens, sampling=sampling, stop=tokenizer.eot_id):
+    window = restored.context if context is None else context
+    for token in decode(
+        restored.model, ids, max_new_tokens=max_new_tokens, context=window, sampling=sampling, stop=tokenizer.eot_id
+    ):
         new.append(token)
         if not json:
             typer.echo(stream.feed(tokenizer.decode_bytes([token], whole=False)), nl=False)

@@ -40,6 +40,8 @@ class Cost:
     """Parameters that are used here again and stored elsewhere."""
     train_only: float = 0
     """Forward FLOPs per token that only training pays (extra prediction depths)."""
+    train_only_per_key: Windowed = field(default_factory=dict)
+    """The same per attended key: causal over the whole row, whatever is cut at documents."""
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
@@ -50,6 +52,7 @@ class Cost:
             self.state_values + other.state_values,
             self.reused + other.reused,
             self.train_only + other.train_only,
+            _add(self.train_only_per_key, other.train_only_per_key),
         )
 
     def __mul__(self, times: int) -> "Cost":
@@ -73,12 +76,20 @@ class Cost:
     def causal_flops(self, context: int) -> float:
         """Forward FLOPs per token, on average over the tokens of one sequence of ``context``, each of which attends to
         itself and what stands before it within the layer's window."""
-        return self.flops + sum(f * mean_keys(context, w) for w, f in self.flops_per_key.items())
+        return self.flops + _causal(self.flops_per_key, context)
+
+    def train_only_flops(self, context: int) -> float:
+        """Forward FLOPs per token that only training pays, on average over rows of ``context`` tokens."""
+        return self.train_only + _causal(self.train_only_per_key, context)
 
     def cache_values(self, context: int) -> int:
         """Numbers cached after ``context`` tokens of one sequence."""
         kept = sum(v * min(context, w or context) for w, v in self.kv_values.items())
         return int(kept) + self.state_values
+
+
+def _causal(per_key: Windowed, context: int) -> float:
+    return sum(f * mean_keys(context, w) for w, f in per_key.items())
 
 
 def mean_keys(context: int, window: int | None) -> float:
@@ -119,10 +130,11 @@ class ModelCost:
         cost = self.total
         forward = cost.causal_flops(self.context)
         square = cost.forward_flops(self.context)
+        further = cost.train_only_flops(self.context)
         return {
             "forward": forward,
-            "train": 3 * (forward + cost.train_only),
-            "train_palm": 3 * (square + cost.train_only),
+            "train": 3 * (forward + further),
+            "train_palm": 3 * (square + further),
         }
 
     def kv_cache_bytes(self, context: int | None = None) -> int:

@@ -65,13 +65,13 @@ def evaluate(
 
     Args:
         eot: the end-of-text id, which starts and ends a document.
-        context: tokens per window; the model's context by default.
+        context: tokens per window; the model's context by default. `slm.checkpoint.Restored.context` is what it was trained on.
         stride: new tokens per window; half of the context by default.
 
     Raises:
-        ConfigError: there are no documents, or the windows don't overlap (0 < stride <= context).
+        ConfigError: there are no documents, the model hasn't so long a context, or the windows don't overlap (0 < stride <= context).
     """
-    context = context or model.config.context or 2048
+    context = model.config.window(context)
     stride = max(1, context // 2) if stride is None else stride
     if not 0 < stride <= context:
         raise ConfigError(f"stride={stride} must be between 1 and the context of {context}, or tokens are left out.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slm.checkpoint import Restored
 
@@ -13,6 +13,13 @@ SIGNATURE = "Exported with slm."
 """Stands in every card: by it `slm.export.place` knows a directory as an export that may be replaced."""
 
 
+def _text(data: dict[str, Any]) -> str:
+    """What was read: several sources by their names, or the kind of the only one."""
+    if data.get("sources"):
+        return ", ".join(data["sources"])
+    return str(data["source"]["name"]) if data.get("source") else f"the token store `{data['store']}`"
+
+
 def model_card(restored: Restored, architecture: str, comparison: "Comparison") -> str:
     """README.md of an exported directory."""
     config, state = restored.config, restored.state
@@ -20,8 +27,9 @@ def model_card(restored: Restored, architecture: str, comparison: "Comparison") 
     rows = [("context", f"{restored.model.config.context} tokens")]
     if "data" in config:
         rows += [
+            ("trained on", f"rows of {config['data']['seq_len']} tokens"),
             ("training tokens", f"{state['tokens']:,} ({state['tokens'] / params['unique']:.3g} per parameter)"),
-            ("text", config["data"]["source"]["name"]),
+            ("text", _text(config["data"])),
             ("experiment", f"`{state['identity']}`"),
         ]
     else:

@@ -57,24 +57,26 @@ def generate(
     prompt: Sequence[int],
     *,
     max_new_tokens: int,
+    context: int | None = None,
     sampling: Sampling | None = None,
     stop: int | None = None,
     use_cache: bool = True,
 ) -> Iterator[int]:
     """Yield new ids one by one, until ``stop`` (not yielded) or ``max_new_tokens``.
 
-    Past the model's context the oldest tokens are forgotten: half of the context is kept and read again, so
+    Past ``context`` the oldest tokens are forgotten: half of the context is kept and read again, so
     that positions stay within what was trained.
 
     Args:
         prompt: at least one id; begin with end-of-text to start a document.
+        context: tokens that are read at once; the model's context by default. `slm.checkpoint.Restored.context` is what it was trained on.
         use_cache: keep keys and values of past tokens; without, every step reads all again (same ids, slower).
     """
     if not prompt:
         raise ConfigError("Generation needs at least one prompt token.")
     sampling = sampling or Sampling()
     generator = torch.Generator().manual_seed(sampling.seed)
-    device, context = model.embedding.weight.device, model.config.context or 2048
+    device, context = model.embedding.weight.device, model.config.window(context)
     ids = list(prompt)[-context:]
     cache = model.new_cache(1, context) if use_cache else None
     unread = ids

@@ -100,6 +100,6 @@ class MultiTokenPrediction(AuxPart):
         own = ctx.attention.cost(ctx) + ctx.ffn.cost(ctx) + model.residual.cost(ctx) + conv
         join = 2 * ctx.dim * ctx.dim
         norms = norm * (2 + model.residual.final_norm)
-        # The block attends causally over the whole context, whatever is cut at documents.
-        flops = own.causal_flops(model.context or 2048) + 2 * join + model.embedding.costs(ctx)[1].flops
-        return Cost(params=own.params + join + norms, train_only=flops) * self.depths
+        flops = own.flops + 2 * join + model.embedding.costs(ctx)[1].flops
+        stored = own.params + join + norms
+        return Cost(params=stored, train_only=flops, train_only_per_key=own.flops_per_key) * self.depths

@@ -133,6 +133,13 @@ class Model(Config):
         """What one place caches."""
         return ctx.attention.room(ctx).with_states(self.conv.states(ctx))
 
+    def window(self, asked: int | None) -> int:
+        """Tokens that are read at once: as many as are asked for, or the context. Raises `ConfigError` if the context is shorter."""
+        own = self.context or 2048
+        if asked is not None and not 1 < asked <= own:
+            raise ConfigError(f"context={asked} must be between 2 and the model's context of {own} tokens.")
+        return asked or own
+
     def costs(self, context: int | None = None) -> ModelCost:
         """Parameters, FLOPs per token and cache of the whole model at ``context`` tokens (the model's own by default)."""
         first = self.contexts[0]

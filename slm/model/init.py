@@ -109,14 +109,17 @@ class _Residual(InitPart):
 
 @init.register("normal", paper="Radford et al. 2019 (GPT-2); Shoeybi et al. 2019, arXiv 1909.08053")
 class Normal(_Residual):
-    """One standard deviation for all; residual outputs divided by sqrt(2 layers)."""
+    """One standard deviation for all, or another one for the matrices in blocks; residual outputs divided by sqrt(2 layers)."""
 
     fits_mup = True
     sigma: float = pydantic.Field(0.02, gt=0)
     """Standard deviation."""
+    hidden: float | None = pydantic.Field(None, gt=0)
+    """Standard deviation of what stands in a block; None: ``sigma``. MiniCPM's is sigma / sqrt(dim / 256)."""
 
     def std(self, tensor: TensorInfo) -> float:
-        return self.sigma * self.shrink(tensor)
+        sigma = self.hidden if self.hidden is not None and tensor.hidden else self.sigma
+        return sigma * self.shrink(tensor)
 
 
 @init.register("fan_in", paper="LeCun et al. 1998; He et al. 2015, arXiv 1502.01852")
@@ -145,6 +148,34 @@ class InverseRoot(_Residual):
 
     def std(self, tensor: TensorInfo) -> float:
         return tensor.dim**-0.5 * self.shrink(tensor)
+
+
+@init.register(
+    "small", paper="Nguyen & Salazar 2019, arXiv 1910.05895; Black et al. 2022 (GPT-NeoX-20B), arXiv 2204.06745"
+)
+class Small(InitPart):
+    """sqrt(2 / (5 dim)) for all; residual outputs ``residual`` / (layers sqrt(dim))."""
+
+    scales_with_width = True
+    residual: float = pydantic.Field(2.0, gt=0)
+    """2 in GPT-NeoX, hence in Pythia; 1 in TinyLlama."""
+
+    def std(self, tensor: TensorInfo) -> float:
+        if tensor.writes_residual:
+            return self.residual / (tensor.layers * math.sqrt(tensor.dim))
+        return math.sqrt(2 / (5 * tensor.dim))
+
+
+@init.register("openelm", paper="Mehta et al. 2024 (OpenELM), arXiv 2404.14619; corenet")
+class OpenELM(InitPart):
+    """1 / sqrt(columns), embeddings 1 / sqrt(dim), residual outputs 1 / sqrt(2 layers dim) (corenet)."""
+
+    scales_with_width = True
+
+    def std(self, tensor: TensorInfo) -> float:
+        if tensor.writes_residual:
+            return (2 * tensor.layers * tensor.dim) ** -0.5
+        return (tensor.dim if tensor.tensor_class in ("embedding", "head") else tensor.fan_in) ** -0.5
 
 
 @init.register("olmo2", paper="OLMo team 2024 (OLMo 2), arXiv 2501.00656")

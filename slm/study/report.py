@@ -83,7 +83,7 @@ def residual_mismatch(study: Study, runs: Sequence[Planned]) -> dict[str, dict[s
 
     def figures(arm: str) -> dict[str, float]:
         run = next(p.run for p in runs if p.arm == arm)
-        cost = run.model.costs()
+        cost = run.costs()
         steps = run.train.budget.total_steps(cost, run.train.batch_tokens)
         return {
             "params": cost.params["unique"],

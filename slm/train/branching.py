@@ -89,7 +89,7 @@ def _batches(run: "Run") -> dict[str, Any]:
 
 def _schedule_and_budget(run: "Run", trunk: "Run", step: int) -> dict[str, Any]:
     """In full batches, which are steps where there is no ramp."""
-    wanted, course = run.train.schedule, Course.of(trunk, trunk.model.costs())
+    wanted, course = run.train.schedule, Course.of(trunk, trunk.costs())
     if not isinstance(wanted, Decaying):
         raise ConfigError(
             f"A branch ends in a decay, and train.schedule={wanted.part_name} has none: add train.schedule=wsd train.schedule.decay=10%."

@@ -89,7 +89,7 @@ class Session:
         self.run, self.corpus, self.world, self.run_dir, self.progress = run, corpus, world, run_dir, progress
         if run.impl.threads:
             torch.set_num_threads(run.impl.threads)
-        costs = run.model.costs()
+        costs = run.costs()
         self.course = Course.of(run, costs)
         full = run.train.batch_tokens // run.data.seq_len
         plan = plan_of(corpus, run.data, horizon=Horizon(self.course.total_rows, full, self.course.params))

@@ -39,6 +39,7 @@ class Meter:
     ) -> None:
         self.run, self.world, self.state, self.token_bytes_V = run, world, state, token_bytes_V
         self.cost, self.palm = costs.total, costs.flops_per_token["train_palm"]
+        self.train_only = self.cost.train_only_flops(run.data.seq_len)
         cuda = world.device.type == "cuda"
         self.peak = peak_flops(torch.cuda.get_device_name(world.device) if cuda else None)
         self.clock = time.perf_counter()
@@ -150,7 +151,7 @@ class Meter:
             return {"mfu_causal": None, "mfu_palm": None}
         peak = self.peak * self.world.size
         return {
-            "mfu_causal": 3 * (self.cost.flops + attended + self.cost.train_only) * tokens_per_s / peak,
+            "mfu_causal": 3 * (self.cost.flops + attended + self.train_only) * tokens_per_s / peak,
             "mfu_palm": self.palm * tokens_per_s / peak,
         }
 

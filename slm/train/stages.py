@@ -51,7 +51,7 @@ def stage_runs(run: "Run") -> "list[Run]":
     """
     if not run.train.stages:
         return [run]
-    course = Course.of(run, run.model.costs())
+    course = Course.of(run, run.costs())
     begins = [course.at(stage.begin) for stage in run.train.stages]
     if begins[0] != 0 or sorted(set(begins)) != begins or begins[-1] >= course.total:
         raise ConfigError(
@@ -82,7 +82,7 @@ def _stage_run(
     plain["name"], plain["log"]["dir"] = f"{run.name}/{name}", str(run_dir_of(run) / name)
     plain["train"] |= {"stages": [], "until": end}
     if run.train.budget.hours is None:  # the same steps, whatever a stage changes; hours say so by themselves
-        plain["train"]["budget"] = {"steps": run.train.budget.total_steps(run.model.costs(), run.train.batch_tokens)}
+        plain["train"]["budget"] = {"steps": run.train.budget.total_steps(run.costs(), run.train.batch_tokens)}
     if before is not None:
         plain["train"]["branch"] = Ancestor(trunk=before.identity, step=begin).model_dump(mode="json")
         plain["log"]["branch_from"] = str(run_dir_of(before))

@@ -33,7 +33,7 @@ def length(config: dict[str, Any], params: int | None) -> Length | None:
     from slm.train.course import Course
 
     try:
-        course = Course.of(run, run.model.costs())
+        course = Course.of(run, run.costs())
     except SlmError:
         return None
     return Length(course.end, course.tokens(course.end))
@@ -42,7 +42,7 @@ def length(config: dict[str, Any], params: int | None) -> Length | None:
 def flops_per_token(config: dict[str, Any]) -> float | None:
     """Training FLOPs per token, as `slm plan` counts them."""
     run = _run(config)
-    return None if run is None else run.model.costs().flops_per_token["train"]
+    return None if run is None else run.costs().flops_per_token["train"]
 
 
 def _plain_length(config: dict[str, Any], params: int | None) -> Length | None:

@@ -65,6 +65,9 @@ def test_a_uniform_model_has_the_entropy_of_its_vocabulary() -> None:
 def test_nothing_to_evaluate_on_and_windows_with_gaps_are_refused() -> None:
     with pytest.raises(ConfigError, match="no documents"):
         evaluate(MODEL, [], 0)
+    for context in (1, 17):
+        with pytest.raises(ConfigError, match=r"context=\d+ must be between 2 and the model's context of 16"):
+            evaluate(MODEL, DOCS, 0, context=context)
     for stride in (0, 17):
         with pytest.raises(ConfigError, match="stride="):
             evaluate(MODEL, DOCS, 0, stride=stride)

@@ -29,6 +29,19 @@ def test_a_prompt_longer_than_the_context_keeps_its_end() -> None:
     )
 
 
+def test_a_shorter_context_is_that_of_a_shorter_model() -> None:
+    """The same weights forget earlier: what comes out is what a model of that context says."""
+    short = Decoder(MODEL.config.with_(context=8)).eval()
+    short.load_state_dict(MODEL.state_dict())
+    wanted = list(generate(short, [1, 2, 3], max_new_tokens=20, sampling=Sampling(temperature=0)))
+    assert list(generate(MODEL, [1, 2, 3], max_new_tokens=20, context=8, sampling=Sampling(temperature=0))) == wanted
+    longest = MODEL.config.context
+    with pytest.raises(
+        ConfigError, match=f"context={longest + 1} must be between 2 and the model's context of {longest}"
+    ):
+        list(generate(MODEL, [1], max_new_tokens=1, context=longest + 1))
+
+
 def test_stop_is_not_yielded() -> None:
     ids = list(generate(MODEL, [1], max_new_tokens=20, sampling=Sampling(0)))
     stop = ids[3]

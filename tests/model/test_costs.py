@@ -66,7 +66,9 @@ def test_what_only_training_pays(name: str) -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         decoder.training_loss(ids(3, T), ids(3, T))
     above = depths * 4 * 32 * (T - mean_keys(T, None))
-    assert counter.get_total_flops() - scored == pytest.approx(3 * T * (cost.total.train_only + above), rel=1e-3)
+    assert counter.get_total_flops() - scored == pytest.approx(
+        3 * T * (cost.total.train_only_flops(T) + above), rel=1e-3
+    )
 
 
 @sample(300)

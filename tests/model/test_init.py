@@ -45,6 +45,19 @@ SPECIFIED = {
         lambda n, out: 0.03 / math.sqrt(2 * LAYERS) if out else 0.03,
     ),
     "normal without depth": ({"name": "normal", "scale_residual": False}, lambda n, out: 0.02),
+    "normal with another one in blocks": (
+        {"name": "normal", "sigma": 0.1, "hidden": 0.04, "scale_residual": False},
+        lambda n, out: 0.1 if "embedding" in n else 0.04,
+    ),
+    "small": ({"name": "small"}, lambda n, out: 2 / LAYERS / math.sqrt(DIM) if out else math.sqrt(0.4 / DIM)),
+    "small of TinyLlama": (
+        {"name": "small", "residual": 1.0},
+        lambda n, out: 1 / LAYERS / math.sqrt(DIM) if out else math.sqrt(0.4 / DIM),
+    ),
+    "openelm": (
+        {"name": "openelm"},
+        lambda n, out: (2 * LAYERS * DIM if out else DIM if "embedding" in n else fan_in(n)) ** -0.5,
+    ),
     "fan_in": (
         {"name": "fan_in", "gain": 0.5, "embedding": 0.1},
         lambda n, out: 0.1 if "embedding" in n else 0.5 / math.sqrt(fan_in(n)) / (math.sqrt(2 * LAYERS) if out else 1),

@@ -96,14 +96,14 @@ def test_a_stages_name_is_a_directory() -> None:
 
 
 def test_a_budget_in_flops_is_the_whole_runs(tiny) -> None:
-    run = tiny(train__stages=STAGES, train__budget={"flops": 12 * 256 * tiny().model.costs().flops_per_token["train"]})
+    run = tiny(train__stages=STAGES, train__budget={"flops": 12 * 256 * tiny().costs().flops_per_token["train"]})
     assert [s.train.budget.steps for s in stage_runs(run)] == [12, 12, 12]
     ramp = {"start": 64, "over": "1000 tokens"}
     with pytest.raises(ConfigError, match="with a batch ramp"):
         stage_runs(tiny(train__stages=STAGES, train__batch_ramp=ramp))
     calm = [{"name": "a"}, {"name": "b", "from": "50%", "change": {"train.optim.lr": 1e-4}}]
     first, second = stage_runs(tiny(train__stages=calm, train__batch_ramp=ramp))
-    courses = [Course.of(s, s.model.costs()) for s in (first, second)]
+    courses = [Course.of(s, s.costs()) for s in (first, second)]
     assert courses[0].total == courses[1].total
     assert courses[0].tokens(courses[0].end) == pytest.approx(1536, abs=256)
 

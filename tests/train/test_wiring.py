@@ -122,20 +122,20 @@ def test_an_outlier_is_skipped_and_too_many_end_the_run(tiny) -> None:
 
 def test_a_ramp_reads_every_row_once_and_has_the_rate_of_its_tokens(tiny) -> None:
     run = tiny(train__batch_ramp=RAMP, train__budget={"tokens": 3072}, log__dir="ramp")
-    course = Course.of(run, run.model.costs())
+    course = Course.of(run, run.costs())
     assert [course.rows(s) for s in range(course.total)][:8] == [2] * 8
     assert course.rows(course.total - 1) == 8
     assert course.tokens(course.total) == pytest.approx(3072, abs=128)
     go(run)
     assert [r["tokens"] for r in records("ramp")] == [course.tokens(s + 1) for s in range(course.total)]
-    assert Course.of(tiny(train__batch_ramp=RAMP), run.model.costs()) == course  # 12 steps are 3072 tokens
-    whole = Course.of(tiny(train__budget={"steps": 12}), run.model.costs())
+    assert Course.of(tiny(train__batch_ramp=RAMP), run.costs()) == course  # 12 steps are 3072 tokens
+    whole = Course.of(tiny(train__budget={"steps": 12}), run.costs())
     for step in range(course.total):
         assert course.rate(step) == whole.rate(course.tokens(step) // 256)
 
 
 def test_rows_that_run_out_end_the_course_at_a_whole_batch(tiny) -> None:
-    course = Course.of(tiny(train__batch_ramp=RAMP, train__budget={"tokens": 3072}), tiny().model.costs())
+    course = Course.of(tiny(train__batch_ramp=RAMP, train__budget={"tokens": 3072}), tiny().costs())
     for rows in range(2, course.total_rows + 3):
         cut = course.within(rows)
         assert cut.total_rows <= rows
@@ -171,7 +171,7 @@ def test_one_loss_that_is_not_a_number_costs_its_step_and_no_more(tiny, monkeypa
 
 
 def test_what_has_a_length_in_tokens_counts_tokens_also_while_batches_grow(tiny) -> None:
-    course = Course.of(tiny(train__batch_ramp=RAMP, train__budget={"tokens": 3072}), tiny().model.costs())
+    course = Course.of(tiny(train__batch_ramp=RAMP, train__budget={"tokens": 3072}), tiny().costs())
     for length, tokens in (("50%", 1536), ("1024 tokens", 1024), ("3 steps", 768)):
         step = course.at(Duration.parse(length))
         assert course.tokens(step) <= tokens < course.tokens(step + 1)
@@ -212,7 +212,7 @@ def test_checkpoints_may_be_due_by_the_clock(tiny, monkeypatch: pytest.MonkeyPat
 
 def test_a_ramp_that_the_processes_cannot_share_is_refused_at_the_start(tiny) -> None:
     session = Session.__new__(Session)
-    session.course = Course.of(tiny(train__batch_ramp=RAMP), tiny().model.costs())
+    session.course = Course.of(tiny(train__batch_ramp=RAMP), tiny().costs())
     session.world = World(0, 4, torch.device("cpu"))
     session.state = SimpleNamespace(step=0)  # type: ignore[assignment]
     with pytest.raises(ConfigError, match=r"a batch of 2 rows, which 4 processes.*multiple"):

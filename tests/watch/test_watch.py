@@ -197,7 +197,7 @@ def test_the_command(run_dir: Path) -> None:
 @pytest.mark.parametrize("changes", [{}, {"train__batch_ramp": RAMP}, {"train__until": 3}, {"train__batch_ramp": RAMP, "train__until": 3}])  # fmt: skip
 def test_the_length_of_a_run(tiny, budget: dict, changes: dict) -> None:
     run: Run = tiny(train__budget=budget, **changes)
-    costs = run.model.costs()
+    costs = run.costs()
     course = Course.of(run, costs)
     config = run.model_dump(mode="json")
     for params in (costs.params["unique"], None):

@@ -38,7 +38,7 @@ LOGIT_BYTES = 64 << 20
 
 def plan_for(run: "Run", corpus: Corpus) -> tuple[Plan, int]:
     """The plan that a run trains on, and how many of its rows it reads."""
-    course = Course.of(run, run.model.costs())
+    course = Course.of(run, run.costs())
     full = run.train.batch_tokens // run.data.seq_len
     plan = plan_of(corpus, run.data, horizon=Horizon(course.total_rows, full, course.params))
     return plan, course.within(plan.limit).total_rows

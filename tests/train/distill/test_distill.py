@@ -315,7 +315,7 @@ def test_starting_from_given_weights(taught, tiny) -> None:
     run = tiny(train__init_from=TEACHER, model__dim=48, log__dir="on")
     corpus = corpus_of(run)
     plan, _ = plan_for(run, corpus)
-    state = build(run, corpus, Loader(plan, 8), Course.of(run, run.model.costs()), ALONE)
+    state = build(run, corpus, Loader(plan, 8), Course.of(run, run.costs()), ALONE)
     assert all(torch.equal(p, weights(TEACHER)[n]) for n, p in state.model.named_parameters())
     go(run)
     assert records("on")[0]["loss"] < records(TEACHER)[0]["loss"] - 0.5

@@ -38,7 +38,7 @@ def begin(tiny: Callable[..., Run], name: str) -> tuple[Run, Corpus, TrainState]
     run = tiny(train__optim={"name": name, **SETTINGS.get(name, {})})
     store = prepare(run.data, run.tokenizer, run.impl.data_dir)
     loader = Loader(plan_of(store, run.data), run.train.batch_tokens // run.data.seq_len, rank=0, world=1)
-    return run, store, build(run, store, loader, Course.of(run, run.model.costs()), ALONE)
+    return run, store, build(run, store, loader, Course.of(run, run.costs()), ALONE)
 
 
 def go(state: TrainState, steps: int, bad_at: int = -1) -> None:
