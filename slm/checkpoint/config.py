@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pydantic
 
 from slm.config.base import Config
@@ -16,14 +14,11 @@ class Retention(Config):
     A bare number means ``last``: ``log.keep=5``.
     """
 
+    bare = "last"
+
     last: int = pydantic.Field(2, gt=0)
     """The newest ones."""
     every: InSteps | None = None
     """For good: the first checkpoint in each further stretch of this length, such as '10B tokens'; None: none for this reason."""
     best: int = pydantic.Field(0, ge=0)
     """Those with the fewest held-out bits per byte, among the checkpoints that were evaluated at their step."""
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _number_is_last(cls, given: Any) -> Any:
-        return {"last": given} if isinstance(given, int) and not isinstance(given, bool) else given

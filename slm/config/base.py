@@ -26,6 +26,19 @@ class Config(pydantic.BaseModel):
         frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), arbitrary_types_allowed=False
     )
     exclusive: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    bare: ClassVar[str | None] = None
+    """Field that a bare number means, as ``keep: 3`` means ``keep: {last: 3}``."""
+
+    @classmethod
+    def spelled_out(cls, given: Any) -> Any:
+        """``given``, or the mapping that it stands for as a bare number."""
+        number = isinstance(given, (int, float)) and not isinstance(given, bool)
+        return {cls.bare: given} if number and cls.bare is not None else given
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, given: Any) -> Any:
+        return cls.spelled_out(given)
 
     def with_(self, **changes: Any) -> Self:
         """Return a copy with ``changes`` applied and everything validated again."""

@@ -20,6 +20,7 @@ import copy
 import importlib
 import itertools
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -156,9 +157,21 @@ def _hydra(path: Path, overrides: list[str]) -> dict[str, Any]:
         data = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        if "Cannot merge DictConfig with ListConfig" in str(error):
+            lists = ", ".join(_lists(yaml.safe_load(path.read_text())))
+            lines = [f"a list stands where what it builds on has fields. The lists in it: {lists}."]
         raise ConfigError(f"{path}: {' '.join(lines)}") from None
     assert isinstance(data, dict)
     return {str(key): value for key, value in data.items()}
+
+
+def _lists(content: dict[str, Any], above: str = "") -> Iterator[str]:
+    """Dotted keys of the lists in a recipe, but for the list of what it builds on."""
+    for key, value in content.items():
+        if isinstance(value, list) and above + key != "defaults":
+            yield above + key
+        elif isinstance(value, dict):
+            yield from _lists(value, f"{above}{key}.")
 
 
 def _check_yaml(path: Path) -> None:

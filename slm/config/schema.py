@@ -74,6 +74,8 @@ def locate(schema: type[Config], data: dict[str, Any], path: str) -> Place:
         elif inner is None:
             default = place.field.get_default(call_default_factory=True)
             inner = {"name": default.part_name} if place.registry and default is not None else {}
+        elif not isinstance(inner, dict) and not isinstance(inner := owner.spelled_out(inner), dict):
+            raise ConfigError(f"{where} is {inner!r}, which has no {keys[depth + 1]!r} inside: set {where} as a whole.")
         holder[key] = holder = inner
     raise ConfigError("An override needs a key before '='.")
 

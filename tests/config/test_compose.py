@@ -53,6 +53,7 @@ class Net(Config):
 
 class Budget(Config):
     exclusive = (("steps", "tokens"),)
+    bare = "steps"
     steps: int | None = None
     tokens: int | None = None
 
@@ -239,3 +240,18 @@ def test_combinations_that_share_a_base_do_not_touch_each_other() -> None:
 def test_frozen() -> None:
     with pytest.raises(pydantic.ValidationError):
         make().config.rate = 3  # type: ignore[misc]
+
+
+def test_a_field_behind_a_bare_number_can_be_set(tmp_path: Path) -> None:
+    (tmp_path / "recipes" / "short.yaml").write_text("name: short\nbudget: 7\n")
+    assert make(recipe="short").config.budget.steps == 7
+    assert make("budget.steps=9", recipe="short").config.budget.steps == 9
+    assert make("budget.tokens=9", recipe="short").config.budget == Budget(tokens=9)
+
+
+def test_a_value_where_fields_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "recipes" / "wrong.yaml").write_text("name: wrong\nmodel: 7\n")
+    assert "model is 7, which has no 'width' inside: set model as a whole." in error("model.width=9", recipe="wrong")
+    (tmp_path / "recipes" / "wrong.yaml").write_text("defaults: [base, _self_]\ntags: [a]\nmodel: [7]\n")
+    text = error(recipe="wrong")
+    assert "a list stands where what it builds on has fields. The lists in it: tags, model." in text

@@ -97,6 +97,8 @@ INIT = st.sampled_from(
         {"name": "normal", "sigma": 0.1, "scale_residual": False},
         {"name": "olmo2", "sigma": 0.1},
         "fan_in",
+        "small",
+        "openelm",
         "inv_sqrt_dim",
         "mitchell",
         "dclm",
