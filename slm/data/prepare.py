@@ -45,14 +45,16 @@ def prepare(
     Safe under concurrency: one process builds, the others wait for it. Interrupted at any moment, it leaves
     nothing that looks finished, and goes on where it stopped.
     """
-    part = tokenizer
-    if isinstance(tokenizer, Trained) and len(data.members) > 1 and missing(data, tokenizer, data_dir):
+    part, wanted = tokenizer, missing(data, tokenizer, data_dir)
+    if isinstance(tokenizer, Trained) and len(data.members) > 1 and wanted:
         part = FromFile(path=str(_learned(data, tokenizer, data_dir)))
     stores = {}
     for name, path in store_paths(data, tokenizer, data_dir).items():
         member = data.members[name]
         if member.source is None:
             stores[name] = _ready_made(str(path), tokenizer, data_dir)
+        elif name not in wanted:  # its directory's name says that it is made of just this
+            stores[name] = Store.open(path)
         else:
             stores[name] = build(
                 Path(path),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,29 @@ def test_reopened_not_remade(store: Store, tmp_path: Path) -> None:
     again = made(DATA, BytePairs(vocab=300), tmp_path / "data")
     assert (again.path / "manifest.json").stat().st_mtime_ns == before
     assert [p.name for p in (tmp_path / "data").iterdir()] == [store.path.name]  # no locks, no leftovers
+
+
+def mixture(counts: dict[str, int]) -> Data:
+    """Several synthetic sources, in equal shares."""
+    sources = {
+        name: {"source": {"name": "synthetic", "count": n, "seed": i}} for i, (name, n) in enumerate(counts.items())
+    }
+    return Data(sources=sources, mixture=[{"weights": dict.fromkeys(counts, 1 / len(counts))}], seq_len=64, heldout=0.1)
+
+
+def test_sources_that_share_a_trained_tokenizer_are_reopened_not_remade(tmp_path: Path) -> None:
+    data, tokenizer, folder = mixture({"a": 60, "b": 80}), BytePairs(vocab=300), tmp_path / "data"
+    first = prepare(data, tokenizer, folder)
+    assert len({store.manifest["tokenizer"]["sha256"] for store in first.stores.values()}) == 1
+    before = {name: (store.path / "manifest.json").stat().st_mtime_ns for name, store in first.stores.items()}
+    again = prepare(data, tokenizer, folder)
+    assert {n: (s.path / "manifest.json").stat().st_mtime_ns for n, s in again.stores.items()} == before
+    shutil.rmtree(folder / "tokenizers")  # it stands in the stores as well
+    assert prepare(data, tokenizer, folder).tokenizer_bytes == first.tokenizer_bytes
+    shutil.rmtree(again.stores["b"].path)  # the missing one alone is made, with the same tokenizer
+    third = prepare(data, tokenizer, folder)
+    assert third.tokenizer_bytes == first.tokenizer_bytes
+    assert (third.stores["a"].path / "manifest.json").stat().st_mtime_ns == before["a"]
 
 
 def test_the_same_input_gives_the_same_bytes(store: Store, tmp_path: Path) -> None:
