@@ -192,3 +192,16 @@ def test_flops_are_those_of_rows_as_long_as_they_are_and_not_of_the_model_s_cont
     assert Course.of(by_flops, by_flops.costs()).total == pytest.approx(
         1e21 / short["train"] / run.train.batch_tokens, abs=1
     )
+
+
+def test_each_stage_spends_the_flops_of_its_own_rows() -> None:
+    stages = [
+        {"name": "short"},
+        {"name": "long", "from": "50%", "change": {"data.seq_len": 1024, "model.context": 1024}},
+    ]
+    run = recipe(ROOT / "recipes" / "toy.yaml")
+    staged = run.with_(train=run.train.with_(stages=stages))
+    plan = plan_run(staged, "")
+    short, long = (run.model.with_(context=n).costs(n).flops_per_token["train"] for n in (run.data.seq_len, 1024))
+    assert plan["flops_total"] == pytest.approx(plan["tokens"] * (short + long) / 2)
+    assert plan["flops_total"] > 1.05 * plan_run(run, "")["flops_total"]

@@ -23,8 +23,12 @@ def cache(
     teacher: Annotated[
         str | None, typer.Option(help="A run, checkpoint or Hugging Face directory; by default train.distill.teacher.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The directory to write.")] = Path("teacher-cache"),
-    top_k: Annotated[int, typer.Option(min=1, help="Tokens told apart at each place.")] = 64,
+    out: Annotated[
+        Path | None, typer.Option(help="The directory to write; by default train.distill.cache, or teacher-cache.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Tokens told apart at each place; by default train.distill.top_k, or 64.")
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="By default train.distill.temperature, or 1.", min=1e-3)
     ] = None,
@@ -50,6 +54,8 @@ def cache(
     path = teacher or (settings.teacher if settings else None)
     if path is None:
         raise ConfigError(f"{recipe} names no teacher. Give one with --teacher.")
+    out = out or Path((settings.cache if settings else None) or "teacher-cache")
+    top_k = top_k or (settings.top_k if settings else None) or 64
     check_top_k(top_k, run.model.vocab_)
     temperature = temperature or (settings.temperature if settings else 1.0)
     named, screen = weights_hash(path), console(json)

@@ -175,6 +175,17 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(taught, monkeypatch: pyt
     assert records("whole") == records("parts")
 
 
+def test_a_cache_is_made_where_and_of_what_the_recipe_says(taught) -> None:
+    run = taught(distill__cache="kept/k5", distill__top_k=5, distill__temperature=2.0)
+    Path("r.yaml").write_text(dump_yaml(run.model_dump(mode="json")))
+    cache("r.yaml", json=True)
+    header = json.loads(Path("kept/k5/cache.json").read_text())
+    assert (header["top_k"], header["temperature"]) == (5, 2.0)
+    go(run)
+    cache("r.yaml", out=Path("other"), top_k=3, json=True)
+    assert json.loads(Path("other/cache.json").read_text())["top_k"] == 3
+
+
 def test_a_cache_is_the_online_teacher_up_to_its_rounding(taught) -> None:
     cached(taught(), top_k=9)
     run = taught(distill__cache="cache", distill__top_k=6, log__dir="cached")
