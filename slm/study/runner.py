@@ -53,18 +53,19 @@ def run_study(runs: list[Planned], *, jobs: int, say: Callable[[str], None], com
     waiting = [p for p in runs if result_of(p) is None]
     if len(waiting) < len(runs):
         say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
-    active: dict[Planned, tuple[subprocess.Popen[bytes], float]] = {}
+    active: list[tuple[Planned, subprocess.Popen[bytes], float]] = []
     failed: list[Planned] = []
     total, done = len(runs), len(runs) - len(waiting)
     try:
         while waiting or active:
             while waiting and len(active) < jobs:
                 planned = waiting.pop(0)
-                active[planned] = (_start(planned, command), time.monotonic())
+                active.append((planned, _start(planned, command), time.monotonic()))
                 say(f"started {planned.arm} seed {planned.seed}")
             time.sleep(POLL_SECONDS)
-            for planned in [p for p, (process, _) in active.items() if process.poll() is not None]:
-                process, began = active.pop(planned)
+            over = [one for one in active if one[1].poll() is not None]
+            active = [one for one in active if one[1].returncode is None]
+            for planned, process, began in over:
                 result = result_of(planned)
                 if result is None:
                     failed.append(planned)
@@ -75,9 +76,9 @@ def run_study(runs: list[Planned], *, jobs: int, say: Callable[[str], None], com
                     f"[{done}/{total}] {planned.arm} seed {planned.seed}: {result['bpb']:.4f} bits per byte in {time.monotonic() - began:.0f} s"
                 )
     finally:  # Ctrl-C, or a failure here: let them save and leave
-        for process, _ in active.values():
+        for _, process, _ in active:
             process.send_signal(signal.SIGTERM)
-        for process, _ in active.values():
+        for _, process, _ in active:
             process.wait()
     if failed:
         first = failed[0]

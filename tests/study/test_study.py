@@ -101,6 +101,16 @@ def test_runs_once_and_never_again(study) -> None:
     assert said == ["4 of 4 runs are finished already"]
 
 
+def test_a_recipe_of_several_sources_can_be_studied(study) -> None:
+    sources = {name: {"source": {"name": "synthetic", "count": 48, "seed": i}} for i, name in enumerate("ab")}
+    data = {"sources": sources, "mixture": [{"weights": {"a": 0.5, "b": 0.5}}], "seq_len": 32}
+    Path("tiny.yaml").write_text(yaml.safe_dump(tiny_config(data=data)))
+    runs = plan_study(study)
+    run_study(runs, jobs=2, say=lambda _: None, command=fake())
+    assert sorted(started()) == sorted(p.run.name for p in runs)
+    assert all(result_of(p) for p in runs)
+
+
 def test_a_failed_run_is_shown_the_others_finish_and_it_is_tried_again(study) -> None:
     runs = plan_study(study)
     with pytest.raises(RunError, match="the disk caught fire"):
