@@ -31,6 +31,7 @@ from slm.eval.baselines import compressors
 from slm.eval.bpb import evaluate
 from slm.export import export_hf
 from slm.generate import Sampling, generate, pick_prompts
+from slm.planning.warnings import of_context
 from slm.report.run import write_run_report
 from slm.run import Finish, Run, check_name
 from slm.train import float8, recording
@@ -56,6 +57,8 @@ def launch(run: Run, *, console: Console | None = None, command: str = "") -> di
     stages, summary = stage_runs(run), dict[str, Any]()
     with join_world(run.impl.device) as world:
         console = console if console is not None and world.main else Console(quiet=True)
+        for warning in of_context(run):
+            console.print(f"Warning: {warning}", markup=False)
         for stage in _left(stages, console):
             summary = _launch(stage, world, console, command)
             if summary["interrupted"] or summary["steps"] < (stage.train.until or 0):  # the hours were used up

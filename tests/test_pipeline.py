@@ -64,7 +64,11 @@ def test_a_mixture_of_sources_on_rows_shorter_than_the_model_s_context_is_finish
     sources = {n: {"source": {"name": "synthetic", "count": 48, "length": 120, "seed": i}} for i, n in enumerate("ab")}
     data = {"sources": sources, "mixture": [{"weights": {"a": 0.5, "b": 0.5}}], "seq_len": 32, "heldout": 0.1}
     run = tiny(data=data, model__context=256, model__position={"name": "rope"}, finish={"samples": 1})
-    summary = launch(run)
+    shown = io.StringIO()
+    summary = launch(run, console=Console(file=shown, width=400))
+    assert (
+        "Warning: model.context is 256, but rows have 32 tokens: positions beyond are never trained" in shown.getvalue()
+    )
     assert summary["export"][0]["verified"]
     assert Path(summary["report"]).is_file()
     card = Path("runs/tiny/hf/README.md").read_text()

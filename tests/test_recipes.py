@@ -86,11 +86,12 @@ def shrunk(run: Run) -> Run:
     else:
         data["data"] |= {"source": next(iter(members.values()))["source"], "sources": None}
     data["data"] |= {"seq_len": 32, "heldout": 0.1}
+    tokenizer = data["tokenizer"] | ({"vocab": 272} if "vocab" in data["tokenizer"] else {})
     data["train"] |= {"budget": {"steps": 2}, "batch_tokens": 128, "precision": "fp32"}
     with_changes(data["train"]["schedule"], {"warmup": "0 steps", "decay": "1 steps"})
     return Run(**data | {
-        "model": model, "tokenizer": {"name": "bytes"}, "impl": {"device": "cpu", "threads": 1, "micro_batch": 2},
-        "log": {"every": 1, "eval_every": None, "checkpoint_every": None}, "finish": {"baselines": False, "samples": 0, "export": [], "report": False},
+        "model": model, "tokenizer": tokenizer, "impl": {"device": "cpu", "threads": 1, "micro_batch": 2},
+        "log": {"every": 1, "eval_every": "1 steps", "checkpoint_every": "1 steps"}, "finish": {"samples": 1},
     })  # fmt: skip
 
 
@@ -141,13 +142,25 @@ def test_it_can_be_planned_without_its_data(path: Path, monkeypatch: pytest.Monk
 
 
 @large
-def test_its_whole_path_trains_at_toy_scale(path: Path) -> None:
+def test_its_whole_path_works_at_toy_scale(path: Path) -> None:
+    """Its sources with their mixture, its kind of tokenizer, training, evaluation, samples, export, report; and another run over the same stores."""
     run = recipe(path)
     small = shrunk(run)
     assert small.train.optim == run.train.optim
     assert small.model.residual == run.model.residual
     done = launch(small)
     assert done["steps"] == 2
+    assert done["bpb"] > 0
+    assert done["baselines"]
+    assert len(done["samples"]) == 1
+    assert Path(done["report"]).is_file()
+    assert done["export"][0]["verified"] == (HF_CLASSES[path.stem] is not None), done["export"][0]
+    again = launch(
+        small.with_(
+            name="again", train=small.train.with_(seed=1), finish={"samples": 0, "export": [], "baselines": False}
+        )
+    )
+    assert again["steps"] == 2
 
 
 def test_both_stages_of_minicpm_are_trained() -> None:
