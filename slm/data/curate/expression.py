@@ -11,7 +11,6 @@ an error doesn't depend on which other part of the filter already decided.
 
 from __future__ import annotations
 
-import datetime as dt
 import operator
 import re
 from collections.abc import Callable
@@ -23,10 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from slm.data.curate.cells import NUMBER, TEXT, TRUTH, Cells, bools, kind_of
+
 TRUE, UNKNOWN, FALSE = 1, 0, -1
 
 BUILTINS = ("id", "text", "chars", "bytes", "length")
-NUMBER, TEXT, TRUTH = "a number", "text", "true or false"
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
@@ -69,23 +69,6 @@ class Literal:
     @cached_property
     def kind(self) -> str:
         return TRUTH if isinstance(self.value, bool) else TEXT if isinstance(self.value, str) else NUMBER
-
-
-@dataclass(frozen=True)
-class Cells:
-    """A column of a table: its kind (None if no cell has a value), its values, and which of them are there.
-
-    ``values`` is a numpy array of numbers or booleans, or an arrow array of texts.
-    """
-
-    kind: str | None
-    values: Any
-    known: np.ndarray
-
-    def example(self) -> Any:
-        """The first value that is there, for an error message."""
-        value = self.values[int(self.known.argmax())]
-        return value.as_py() if isinstance(value, pa.Scalar) else value.item()
 
 
 Cell = Callable[[Column], Any]
@@ -141,7 +124,7 @@ class Compare:
         first = int(known.argmax())
         self._check(a.kind, b.kind, x[first], y if isinstance(self.right, Literal) else y[first])
         if a.kind == TEXT:
-            return _known(_bools(getattr(pc, _ARROW[self.op])(x, y)), known)
+            return _known(bools(getattr(pc, _ARROW[self.op])(x, y)), known)
         if any(np.asarray(v).dtype.kind == "f" for v in (x, y)):
             x, y = (np.asarray(v, np.float64) for v in (x, y))
         return _known(_OPERATORS[self.op](x, y), known)
@@ -175,7 +158,7 @@ class Member:
         cells = get(self.column)
         if cells.kind == TEXT and self.values[0].kind == TEXT:
             wanted = pa.array([v.value for v in self.values], cells.values.type)
-            return _known(_bools(pc.is_in(cells.values, value_set=wanted)), cells.known)
+            return _known(bools(pc.is_in(cells.values, value_set=wanted)), cells.known)
         each = [Compare(self.column, "==", value).truths(get) for value in self.values]
         return np.max(np.stack(each), axis=0)
 
@@ -260,50 +243,6 @@ class Any_:
 
     def truths(self, get: Table) -> np.ndarray:
         return np.max(np.stack([part.truths(get) for part in self.parts]), axis=0)
-
-
-def cell(value: Any) -> Any:
-    """A value as filters see it: None if it is missing, times as ISO text."""
-    if value is None or (isinstance(value, float) and value != value):
-        return None
-    return value.isoformat() if isinstance(value, dt.date | dt.time) else value
-
-
-def kind_of(value: Any) -> str:
-    """``NUMBER``, ``TEXT``, ``TRUTH``, or the name of a type that filters don't compare."""
-    if isinstance(value, bool):
-        return TRUTH
-    if isinstance(value, int | float):
-        return NUMBER
-    return TEXT if isinstance(value, str) else f"values of type {type(value).__name__}"
-
-
-def cells(column: pa.ChunkedArray | pa.Array) -> Cells:
-    """A column of a table as filters see it."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    kind: str | None
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if pa.types.is_string_view(array.type):
-        array = array.cast(pa.string())
-    known = ~_bools(array.is_null(nan_is_null=True))
-    if pa.types.is_temporal(array.type) and not pa.types.is_duration(array.type):
-        if pa.types.is_timestamp(array.type):  # Python's times have microseconds
-            array = array.cast(pa.timestamp("us", array.type.tz), safe=False)
-        array = pa.array([cell(v) for v in array.to_pylist()], pa.string())
-    if pa.types.is_boolean(array.type):
-        kind, values = TRUTH, _bools(array.fill_null(False))
-    elif pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
-        kind, values = NUMBER, array.fill_null(0).to_numpy(zero_copy_only=False)
-    elif pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-        kind, values = TEXT, array
-    else:
-        kind, values = f"values of type {array.type}", array
-    return Cells(kind if known.any() else None, values, known)
-
-
-def _bools(array: pa.Array) -> np.ndarray:
-    return array.fill_null(False).to_numpy(zero_copy_only=False).astype(bool)
 
 
 def _known(found: Any, known: np.ndarray) -> np.ndarray:

@@ -33,6 +33,7 @@ import pyarrow.compute as pc
 
 from slm.config.errors import ConfigError, RunError, suggest
 from slm.data.curate import expression as ex
+from slm.data.curate.cells import cell, cells, kind_of
 from slm.data.curate.grammar import parse
 from slm.data.document import Document
 
@@ -71,7 +72,7 @@ class Filter:
     def truths(self, table: pa.Table) -> np.ndarray:
         """Per row 1 (passes), -1 (fails) or 0 (unknown for want of a value): int8 of shape (rows,)."""
         with _Explained(self.text):
-            return self.tree.truths(lambda column: ex.cells(_of_table(table, column, self.text)))
+            return self.tree.truths(lambda column: cells(_of_table(table, column, self.text)))
 
     @cached_property
     def columns(self) -> set[str]:
@@ -98,7 +99,7 @@ class Filter:
 
     def _truth(self, document: Document) -> int:
         with _Explained(self.text):
-            return self.tree.truth(lambda column: ex.cell(_of_document(document, column)))
+            return self.tree.truth(lambda column: cell(_of_document(document, column)))
 
 
 class _Explained:
@@ -136,7 +137,7 @@ def _of_document(document: Document, column: ex.Column) -> Any:
         if value is None:
             return None
         if not isinstance(value, Mapping):
-            raise ex.Mismatch(f"column {'.'.join(column.path[:i])!r} holds {ex.kind_of(value)}, not a record")
+            raise ex.Mismatch(f"column {'.'.join(column.path[:i])!r} holds {kind_of(value)}, not a record")
         value = value.get(key)
     return value
 

@@ -4,9 +4,10 @@
 `timeline` and `schedule` say which source comes when, `rows` makes arrays. Nothing here imports torch.
 """
 
+from slm.data.plan.description import diff
 from slm.data.plan.documents import Documents, MemoryDocuments
 from slm.data.plan.mixture import Mixture, Order, Stage
-from slm.data.plan.plan import Plan, diff
+from slm.data.plan.plan import Plan
 from slm.data.plan.stages import Horizon
 
 __all__ = ["Documents", "Horizon", "MemoryDocuments", "Mixture", "Order", "Plan", "Stage", "diff"]

@@ -20,6 +20,7 @@ from slm.config.errors import ConfigError, RunError
 from slm.config.identity import fingerprint
 from slm.data.plan import memory
 from slm.data.plan.cache import Say
+from slm.data.plan.description import describe
 from slm.data.plan.documents import Documents
 from slm.data.plan.index import Index, Table, index_of
 from slm.data.plan.mixture import GRID, Mixture, Order, Policy
@@ -29,9 +30,6 @@ from slm.data.plan.schedule import Schedule
 from slm.data.plan.stages import Horizon, Resolved, cap_rows, check_exhaustion, resolve_mixture, spans_of
 from slm.data.plan.stream import Mixed, Stream, Together
 from slm.data.plan.timeline import Flat
-
-VERSION = 2
-"""Raised when the same description would give other rows."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class Plan:
             raise ConfigError(f"A plan needs sources of different names; it was given {self.names}.")
         self.mixture, self.resolved = mixture, None if mixture is None else self._resolve(mixture)
         self.stream = self._stream(seed, order, say)
-        self.described = self._describe(split, policy, window, seed, order)
+        self.described = describe(self, split, policy, window, seed, order)
         memory.remember(cache_dir, self.hash, self.described)
 
     # ---- what there is ------------------------------------------------------------------------------
@@ -278,36 +276,6 @@ class Plan:
         schedule = Schedule.of(self.resolved.timeline, last, self.cache_dir, say)
         return Mixed(schedule, self.names, rows, seed, order)
 
-    def _describe(self, split: str, policy: Policy, window: int, seed: int, order: Order) -> dict[str, Any]:
-        """Everything that the rows depend on, by name, so that two plans can be compared field by field."""
-        described: dict[str, Any] = {
-            "version": VERSION,
-            "split": split,
-            "seq_len": self.seq_len,
-            "packing": policy,
-            "window": window if policy in ("best_fit", "crop") else None,
-            "eot": self.eot,
-            "seed": seed,
-            "order": order.model_dump() if order.mode == "blocked" else order.mode,
-            "sources": {
-                s.name: {"content": s.documents.content_hash, "documents": s.index.documents, "rows": s.index.rows}
-                for s in self.sources
-            },
-        }
-        if self.mixture is None or self.resolved is None:
-            return described
-        described["mixture"] = [
-            {
-                "rows": [span.first, span.last],
-                "ramp": span.ramp,
-                "weights": {n: w / GRID for n, w in zip(self.names, span.weights.tolist(), strict=True) if w},
-            }
-            for span in self.resolved.spans
-        ]
-        if self.mixture.on_exhaust == "renormalise":  # otherwise caps end the run, and change no row before
-            described["max_epochs"] = self.mixture.max_epochs
-        return described
-
     def _largest_share(self, source: int) -> float:
         """The largest weight that a source has at any time."""
         assert self.resolved is not None
@@ -322,10 +290,3 @@ class Plan:
             names = ", ".join(sorted({repr(self.names[e.source]) for e in self.resolved.exhausted}))
             return f"{end}where {names} has been read max_epochs times. Raise max_epochs or shorten the run."
         return f"{end}with the mixture's last stage. Leave out its 'until', or add a stage."
-
-
-def diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between two plans, from their ``described``: one line per field, such as ``seq_len: 512 -> 1024``."""
-    from slm.config.identity import differences
-
-    return differences(old, new)
