@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from slm.config.errors import ConfigError
@@ -79,7 +80,9 @@ def evaluate(
     if not docs:
         raise ConfigError("There are no documents to evaluate on: data.heldout=0 keeps none apart.")
     device = model.embedding.weight.device
-    windows = [w for doc in docs for w in _windows([eot, *doc.tokens.tolist(), eot], context, stride)]
+    end = np.array([eot], dtype=np.int32)
+    chains = (np.concatenate((end, doc.tokens, end), dtype=np.int32, casting="unsafe") for doc in docs)
+    windows = [window for chain in chains for window in _windows(chain, context, stride)]
     windows.sort(key=lambda w: len(w[0]))  # alike lengths together: little padding; the sum doesn't depend on it
     nats = 0.0
     with torch.no_grad(), autocast(device, precision):
@@ -88,8 +91,8 @@ def evaluate(
             tokens_BT = torch.full((len(group), width), eot)
             targets_BT = torch.full((len(group), width), -100)
             for i, (tokens, targets) in enumerate(group):
-                tokens_BT[i, : len(tokens)] = torch.tensor(tokens)
-                targets_BT[i, : len(targets)] = torch.tensor(targets)
+                tokens_BT[i, : len(tokens)] = torch.from_numpy(tokens)
+                targets_BT[i, : len(targets)] = torch.from_numpy(targets)
             hidden_BTD = model(tokens_BT.to(device))
             nats += float(model.loss(hidden_BTD, targets_BT.to(device)).nll)
     return BitsPerByte(nats / math.log(2), sum(d.bytes for d in docs), sum(len(d.tokens) for d in docs), len(docs))
@@ -102,19 +105,25 @@ def corpus_of(config: dict[str, Any]) -> Corpus:
     return open_corpus(Data(**config["data"]), tokenizer.parse(config["tokenizer"]), config["impl"]["data_dir"])
 
 
-def _windows(chain: list[int], context: int, stride: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Inputs and targets of overlapping windows; each of the chain's predictions is counted exactly once."""
+Window = tuple[np.ndarray, np.ndarray]
+"""Inputs and targets."""
+
+
+def _windows(chain: np.ndarray, context: int, stride: int) -> Iterator[Window]:
+    """Overlapping windows; each of the chain's predictions is counted exactly once. Held-out text has tens of millions of tokens, so
+    inputs are views, and targets have four bytes a token."""
     inputs, targets = chain[:-1], chain[1:]
     counted = 0
     start = 0
     while counted < len(targets):
         end = min(start + context, len(inputs))
-        skip = counted - start
-        yield inputs[start:end], [-100] * skip + targets[counted:end]
+        counts = targets[start:end].copy()
+        counts[: counted - start] = -100
+        yield inputs[start:end], counts
         counted = end
         start = end - context + stride if end < len(inputs) else end
 
 
-def _batches(windows: list[tuple[list[int], list[int]]], size: int) -> Iterator[list[tuple[list[int], list[int]]]]:
+def _batches(windows: list[Window], size: int) -> Iterator[list[Window]]:
     for i in range(0, len(windows), size):
         yield windows[i : i + size]
