@@ -78,7 +78,8 @@ def generate(
     generator = torch.Generator().manual_seed(sampling.seed)
     device, context = model.embedding.weight.device, model.config.window(context)
     ids = list(prompt)[-context:]
-    cache = model.new_cache(1, context) if use_cache else None
+    room = min(context, len(ids) + max_new_tokens)  # a context of 131,072 would take gigabytes
+    cache = model.new_cache(1, room) if use_cache else None
     unread = ids
     for _ in range(max_new_tokens):
         if len(ids) > context:
