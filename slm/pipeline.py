@@ -230,7 +230,7 @@ def _samples(run: Run, corpus: Corpus, result: TrainResult) -> dict[str, Any]:
     """Continuations of held-out documents."""
     sampling = Sampling(temperature=0.7, top_p=0.95, seed=run.train.seed)
     eot = corpus.tokenizer.eot_id
-    documents = [doc.tokens.tolist() for doc in corpus.documents("heldout")]
+    documents = [doc.tokens for doc in corpus.documents("heldout")]
     samples = []
     for prompt in pick_prompts(documents, run.finish.samples, PROMPT_TOKENS):
         ids = list(

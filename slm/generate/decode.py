@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,7 +96,7 @@ def generate(
         unread = [token]
 
 
-def pick_prompts(documents: list[list[int]], count: int, length: int) -> list[list[int]]:
+def pick_prompts(documents: Sequence[np.ndarray], count: int, length: int) -> list[list[int]]:
     """Beginnings of ``count`` documents, spread evenly over the list, ``length`` ids each."""
     step = max(1, len(documents) // max(1, count))
-    return [doc[:length] for doc in documents[::step][:count]]
+    return [doc[:length].tolist() for doc in documents[::step][:count]]
