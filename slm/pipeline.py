@@ -20,12 +20,12 @@ from rich.console import Console
 import slm
 from slm import checkpoint
 from slm.config.cores import usable_cores
-from slm.config.errors import RunError
+from slm.config.errors import ConfigError, RunError
 from slm.config.files import replace_durably
 from slm.cost.resident import peak_resident_bytes
 from slm.data.corpus import Corpus
 from slm.data.ingest.progress import Shown
-from slm.data.prepare import missing, prepare, store_paths
+from slm.data.prepare import missing, prepare, store_paths, without_text
 from slm.data.store import SPLITS
 from slm.eval.baselines import compressors
 from slm.eval.bpb import evaluate
@@ -35,6 +35,7 @@ from slm.planning.warnings import of_context
 from slm.report.run import write_run_report
 from slm.run import Finish, Run, check_name
 from slm.train import float8, recording
+from slm.train.given import same_tokenizer
 from slm.train.loop import TrainResult, train
 from slm.train.parallel.world import World, join_world
 from slm.train.progress import Silent, progress_for
@@ -59,7 +60,10 @@ def launch(run: Run, *, console: Console | None = None, command: str = "") -> di
         console = console if console is not None and world.main else Console(quiet=True)
         for warning in of_context(run):
             console.print(f"Warning: {warning}", markup=False)
-        for stage in _left(stages, console):
+        left = _left(stages, console)
+        if len(left) > 1:
+            _prepare_all(left, console)
+        for stage in left:
             summary = _launch(stage, world, console, command)
             if summary["interrupted"] or summary["steps"] < (stage.train.until or 0):  # the hours were used up
                 break
@@ -136,10 +140,26 @@ def _made(done: dict[str, Any] | None) -> Finish | None:
         return None
 
 
+def _prepare_all(stages: list[Run], console: Console) -> None:
+    """Make what all stages read before the first one trains. Raises `ConfigError` if a later one can't go on from the one before."""
+    corpora = [_prepare(stage, console) for stage in stages]
+    for stage, corpus in zip(stages, corpora, strict=True):
+        if not same_tokenizer(corpora[0].tokenizer_bytes, corpus.tokenizer_bytes):
+            raise ConfigError(
+                f"train.stages: the text of {stage.name} has another tokenizer than that of {stages[0].name}: one that is trained on a run's own "
+                f"text changes with its sources and filters. Name all sources in the run's own data.sources (a mixture may leave some of them "
+                f"out at first), or give the run a tokenizer's file (tokenizer=file tokenizer.path=...; `slm tokenizer train` makes one)."
+            )
+
+
 def _prepare(run: Run, console: Console) -> Corpus:
     """Open the token stores, or make them and say so."""
     wanted = missing(run.data, run.tokenizer, run.impl.data_dir)
     paths = store_paths(run.data, run.tokenizer, run.impl.data_dir)
+    for name in without_text(run.data):
+        console.print(
+            f"The text of '{name}' isn't there any more: {paths[name]}, made of it before, is used.", markup=False
+        )
     for name in wanted:
         console.print(
             f"No token store for source '{name}' yet: making {paths[name]} with a '{run.tokenizer.part_name}' tokenizer of "

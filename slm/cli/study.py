@@ -24,13 +24,14 @@ def register(app: typer.Typer) -> None:
 
 def plan(file: File, json: JsonFlag = False) -> None:
     """List a study's runs, and how well the arms are matched."""
+    from slm.study.heldout import unlike
     from slm.study.plan import plan_study, read_study
     from slm.study.report import residual_mismatch
     from slm.study.runner import result_of
 
     study = read_study(file)
     runs = plan_study(study)
-    mismatch = residual_mismatch(study, runs)
+    mismatch, apart = residual_mismatch(study, runs), unlike(study, runs)
     if json:
         listed = [
             {
@@ -42,7 +43,15 @@ def plan(file: File, json: JsonFlag = False) -> None:
             }
             for p in runs
         ]
-        emit_json({"study": study.name, "control": study.control, "runs": listed, "residual_mismatch": mismatch})
+        emit_json(
+            {
+                "study": study.name,
+                "control": study.control,
+                "runs": listed,
+                "residual_mismatch": mismatch,
+                "not_comparable": apart,
+            }
+        )
         return
     table(
         ["arm", "seed", "experiment", "finished"],
@@ -50,12 +59,15 @@ def plan(file: File, json: JsonFlag = False) -> None:
     )
     for arm, figures in mismatch.items():
         typer.echo(f"{arm} against {study.control}: " + ", ".join(f"{k} {v:+.2f} %" for k, v in figures.items()))
+    for sentence in apart.values():
+        typer.echo(f"Warning: {sentence}")
 
 
 def run(file: File, jobs: Jobs = None, json: JsonFlag = False) -> None:
     """Make all runs that aren't finished, then report."""
     from slm.config.cores import usable_cores
     from slm.data.prepare import prepare
+    from slm.study.heldout import unlike
     from slm.study.plan import plan_study, read_study
     from slm.study.report import write_report
     from slm.study.runner import run_study
@@ -65,6 +77,8 @@ def run(file: File, jobs: Jobs = None, json: JsonFlag = False) -> None:
     jobs = jobs or min(2, cores)
     runs = plan_study(study, threads=max(1, cores // jobs))
     out = console(json)
+    for sentence in unlike(study, runs).values():
+        out.print(f"Warning: {sentence}", markup=False, highlight=False)
     for experiment in {
         p.run.tokenizer.model_dump_json() + p.run.data.model_dump_json(exclude={"seed"}): p.run for p in runs
     }.values():
@@ -90,7 +104,7 @@ def _show(result, page, json: bool) -> None:  # type: ignore[no-untyped-def]
     for arm in result["arms"]:
         ci = arm.get("ci")
         interval = f"[{ci[0]:+.4f}, {ci[1]:+.4f}]" if ci else ""
-        delta = f"{arm['delta']:+.4f}" if "delta" in arm else ""
+        delta = f"{arm['delta']:+.4f}" if arm.get("delta") is not None else ""
         rows.append([arm["name"], arm["n"], f"{arm['loss']:.4f}", delta, interval, arm["verdict"]])
     table(["arm", "seeds", "bits/byte", "difference", "interval", "verdict"], rows, right=(1, 2, 3, 4))
     for arm in result["arms"]:

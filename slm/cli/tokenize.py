@@ -11,6 +11,9 @@ import typer
 from slm.cli.output import JsonFlag, console, emit_json
 from slm.config.limits import LARGEST_SEED
 
+FLAGS = {"settings": "set", "filters": "filter"}
+"""Flags that are called otherwise than their variables."""
+
 
 class Backend(StrEnum):
     """What `slm.data.tokenizer.backend` knows."""
@@ -35,6 +38,7 @@ TokenizerOption = Annotated[
 
 
 def tokenize(
+    context: typer.Context,
     sources: Sources,
     out: Out = None,
     tokenizer: TokenizerOption = "bpe:32768",
@@ -72,6 +76,7 @@ def tokenize(
     screen = console(json)
     with Shown(screen) as progress:
         if out is None:
+            _refuse_settings(context)
             stores = _of_recipe(sources, progress)
         else:
             from slm.config.compose import validate
@@ -144,21 +149,41 @@ def import_(
         _say_account(store)
 
 
+def _refuse_settings(context: typer.Context) -> None:
+    """Raise `ConfigError` if settings of a store were given beside a recipe, which has its own."""
+    from slm.config.errors import ConfigError
+
+    by_hand = [
+        name for name in context.params
+        if name not in ("sources", "out", "json") and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+    ]  # fmt: skip
+    if by_hand:
+        flags = ", ".join(f"--{FLAGS.get(name, name).replace('_', '-')}" for name in by_hand)
+        raise ConfigError(
+            f"{flags}: a recipe says itself how its sources are tokenised. Write it as overrides, such as data.filters=['int_score >= 3'], "
+            f"data.heldout=0.01, tokenizer.vocab=32768 or impl.workers=4; or make a single store with --out."
+        )
+
+
 def _of_recipe(arguments: list[str], progress: Any) -> dict[str, Any]:
+    """The stores of a recipe, with those that its later stages read."""
     from slm.config.compose import compose
     from slm.data.prepare import prepare
     from slm.run import Run
+    from slm.train.stages import stage_runs
 
-    run = compose(arguments[0], arguments[1:], schema=Run).config
-    corpus = prepare(
-        run.data,
-        run.tokenizer,
-        run.impl.data_dir,
-        workers=run.impl.workers,
-        backend=run.impl.tokenizer_backend,
-        progress=progress,
-    )
-    return corpus.stores
+    stores = dict[str, Any]()
+    for run in stage_runs(compose(arguments[0], arguments[1:], schema=Run).config):
+        corpus = prepare(
+            run.data,
+            run.tokenizer,
+            run.impl.data_dir,
+            workers=run.impl.workers,
+            backend=run.impl.tokenizer_backend,
+            progress=progress,
+        )
+        stores |= {str(store.path): store for store in corpus.stores.values()}
+    return stores
 
 
 def _say_account(store: Any) -> None:

@@ -1,8 +1,9 @@
 """From a recipe and command-line overrides to one validated, frozen config.
 
-Hydra does what it is good at: groups, defaults lists, interpolation, the grammar of values. Three things are
-ours: swapping a part without dragging the old one's fields along, setting any field of the schema without
-``+``, and errors that are one paragraph with the nearest valid name.
+Hydra does what it is good at: groups, defaults lists, interpolation, the grammar of values. Four things are
+ours: swapping a part without dragging the old one's fields along, fitting a recipe's own values to another
+option of a group (`slm.config.choices`), setting any field of the schema without ``+``, and errors that are
+one paragraph with the nearest valid name.
 
 An override is one of
 
@@ -29,6 +30,7 @@ import pydantic
 import yaml
 
 from slm.config.base import Config, explain
+from slm.config.choices import Choice, clear_siblings, fit, pairs
 from slm.config.errors import ConfigError, suggest
 from slm.config.paths import conf_dirs, find_recipe, group_options
 from slm.config.registry import Registry
@@ -78,37 +80,42 @@ def compose_all(recipe: str, combinations: list[list[str]], *, schema: type[C]) 
     """`compose` with each of several lists of overrides. Hydra, which takes nearly all of the time, is asked once for all that choose
     the same options of groups."""
     path = find_recipe(recipe)
-    bases, composed = dict[tuple[str, ...], dict[str, Any]](), []
+    bases, composed = dict[tuple[str, ...], tuple[dict[str, Any], Choice | None]](), []
     for overrides in combinations:
         parsed = [_parse(text) for text in overrides]
         groups = [o for o in parsed if _is_group(o, schema)]
         chosen = tuple(o.text for o in groups)
         if chosen not in bases:
-            bases[chosen] = _hydra(path, list(chosen))
-        data = copy.deepcopy(bases[chosen])
-        composed.append(apply(data, [o for o in parsed if o not in groups], schema, path))
+            bases[chosen] = _hydra(path, list(chosen)), _choice(path, list(chosen)) if chosen else None
+        data, choice = copy.deepcopy(bases[chosen])
+        composed.append(apply(data, [o for o in parsed if o not in groups], schema, path, choice))
     return composed
 
 
-def apply(data: dict[str, Any], overrides: list[_Override], schema: type[C], source: Path) -> Composed[C]:
-    """Put overrides into composed plain data and validate."""
+def apply(
+    data: dict[str, Any], overrides: list[_Override], schema: type[C], source: Path, choice: Choice | None = None
+) -> Composed[C]:
+    """Put overrides into composed plain data, fitted to the chosen options of groups, and validate."""
     for o in overrides:  # plugins register parts, so they come before anything that names one
         if o.key == "plugins":
             data["plugins"] = list(o.value or [])
     import_plugins(data.get("plugins") or [])
     swaps, notes = list[_Swap](), [*data.get("notes", [])]
+    if choice is not None:
+        notes += fit(schema, data, choice, {o.key for o in overrides})
     for o in overrides:
         place = locate(schema, data, o.key.replace("/", "."))
         if o.delete:
             place.holder.pop(place.key, None)
         elif place.registry is not None and isinstance(o.value, str):
+            notes += clear_siblings(place)
             swaps += _swap(place, place.registry, o.value)
         elif "/" in o.key:
             raise ConfigError(
                 f"{o.text!r}: {place.path!r} is no slot for parts; write {place.path}=... to set its value."
             )
         else:
-            notes += _clear_siblings(place)
+            notes += clear_siblings(place)
             place.holder[place.key] = o.value
     config = validate(schema, data)
     notes += [_describe(swap, config) for swap in swaps]
@@ -140,8 +147,16 @@ def expand_sweep(overrides: list[str]) -> list[list[str]]:
 # ---- Hydra ------------------------------------------------------------------------------------------------
 
 
-def _hydra(path: Path, overrides: list[str]) -> dict[str, Any]:
-    """Compose the recipe's defaults and groups with Hydra into plain data."""
+def _choice(path: Path, chosen: list[str]) -> Choice | None:
+    """The chosen options by themselves, and the recipe without them; None if either can't stand so."""
+    try:
+        return Choice(_hydra(path, [f"+{option}" for option in chosen], alone=True), _hydra(path, []))
+    except ConfigError:
+        return None
+
+
+def _hydra(path: Path, overrides: list[str], *, alone: bool = False) -> dict[str, Any]:
+    """Compose the recipe's defaults and groups with Hydra into plain data; ``alone``: the overrides without the recipe, not interpolated."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -153,8 +168,9 @@ def _hydra(path: Path, overrides: list[str]) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(config_dir=str(path.parent), version_base=None):
-            composed = hydra.compose(path.stem, overrides=[f"hydra.searchpath=[{search}]", *overrides])
-        data = OmegaConf.to_container(composed, resolve=True)
+            base = None if alone else path.stem
+            composed = hydra.compose(base, overrides=[f"hydra.searchpath=[{search}]", *overrides])
+        data = OmegaConf.to_container(composed, resolve=not alone)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         if "Cannot merge DictConfig with ListConfig" in str(error):
@@ -242,7 +258,7 @@ def _swap(place: Place, registry: Registry[Any], new: str) -> list[_Swap]:
     name = old.pop("name", "?")
     if name == new:
         return []
-    kept = {k: v for k, v in old.items() if k in cls.model_fields}
+    kept = {k: v for k, v in old.items() if k in cls.model_fields and k not in cls.own}
     dropped = {k: v for k, v in old.items() if k not in kept and v is not None}
     place.holder[place.key] = {"name": new, **kept}
     return [_Swap(place, name, new, kept, dropped)]
@@ -258,30 +274,12 @@ def _describe(swap: _Swap, config: Config) -> str:
     default = {k: v for k, v in part.model_dump().items() if k not in swap.kept and k != "name" and v is not None}
     clauses = []
     if swap.kept:
-        clauses.append("kept " + _pairs(swap.kept))
+        clauses.append("kept " + pairs(swap.kept))
     if swap.dropped:
-        clauses.append("dropped " + _pairs(swap.dropped))
+        clauses.append("dropped " + pairs(swap.dropped))
     if default:
-        clauses.append(_pairs(default) + " by default")
+        clauses.append(pairs(default) + " by default")
     return f"{swap.place.path}: {swap.old} -> {swap.new}" + (f" ({'; '.join(clauses)})" if clauses else "")
-
-
-def _clear_siblings(place: Place) -> list[str]:
-    """Remove fields that can't be set together with this one; says which."""
-    notes = []
-    for group in place.owner.exclusive:
-        if place.key not in group:
-            continue
-        owner = place.path.rpartition(".")[0]
-        for sibling in group:
-            if sibling != place.key and place.holder.get(sibling) is not None:
-                notes.append(f"{owner}: {place.key} replaces {sibling}={place.holder[sibling]}")
-                place.holder.pop(sibling)
-    return notes
-
-
-def _pairs(fields: dict[str, Any]) -> str:
-    return ", ".join(f"{k}={v}" for k, v in fields.items())
 
 
 def import_plugins(modules: list[str]) -> None:

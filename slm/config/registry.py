@@ -35,6 +35,8 @@ class Part(Config):
     part_name: ClassVar[str] = ""
     slot: ClassVar[str] = ""
     paper: ClassVar[str] = ""
+    own: ClassVar[tuple[str, ...]] = ()
+    """Fields that aren't taken over from the part whose place it takes: they mean something else there."""
 
     @pydantic.model_serializer(mode="wrap")
     def _dump_with_name(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:

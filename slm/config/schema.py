@@ -67,7 +67,7 @@ def locate(schema: type[Config], data: dict[str, Any], path: str) -> Place:
         if depth == len(keys) - 1:
             return place
         owner = _inside(place)
-        named = _mapped_class(place.field.annotation) is not None
+        named = mapped_class(place.field.annotation) is not None
         inner = holder.get(key)
         if isinstance(inner, str):  # "attention: gqa"
             inner = {"name": inner}
@@ -93,23 +93,24 @@ def _inside(place: Place) -> type[Config]:
                 )
             name = default.part_name
         return place.registry.get(name)  # type: ignore[no-any-return]
-    nested = _config_class(place.field.annotation) or _mapped_class(place.field.annotation)
+    nested = config_class(place.field.annotation) or mapped_class(place.field.annotation)
     if nested is None:
         raise ConfigError(f"{place.path!r} is a single value and has no keys inside.")
     return nested
 
 
-def _mapped_class(annotation: Any) -> type[Config] | None:
+def mapped_class(annotation: Any) -> type[Config] | None:
     """X of a field ``dict[str, X]`` (or None) that maps a user's own names to configs."""
     if get_origin(annotation) in (Union, types.UnionType):
-        return next((c for c in map(_mapped_class, get_args(annotation)) if c), None)
+        return next((c for c in map(mapped_class, get_args(annotation)) if c), None)
     arguments = get_args(annotation)
-    return _config_class(arguments[1]) if get_origin(annotation) is dict and len(arguments) == 2 else None
+    return config_class(arguments[1]) if get_origin(annotation) is dict and len(arguments) == 2 else None
 
 
-def _config_class(annotation: Any) -> type[Config] | None:
+def config_class(annotation: Any) -> type[Config] | None:
+    """X of a field ``X`` (or None) that is a config."""
     if get_origin(annotation) in (Union, types.UnionType):
-        return next((c for c in map(_config_class, get_args(annotation)) if c), None)
+        return next((c for c in map(config_class, get_args(annotation)) if c), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, Config) else None
 
 
@@ -120,6 +121,6 @@ def _elsewhere(schema: type[Config], key: str, path: str) -> str:
     homes = [
         f"{name}.{key}"
         for name, field in schema.model_fields.items()
-        if (inner := _config_class(field.annotation)) is not None and key in inner.model_fields
+        if (inner := config_class(field.annotation)) is not None and key in inner.model_fields
     ]
     return f" (Or {' or '.join(homes)}.)" if homes else ""

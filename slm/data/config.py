@@ -41,7 +41,7 @@ class Member(Config):
 class Data(Curation):
     """What the model reads. Part of the identity."""
 
-    exclusive: ClassVar = (("source", "store", "sources"),)
+    exclusive: ClassVar = (("source", "store", "sources"), ("source", "mixture"), ("store", "mixture"))
 
     source: OptionalSource = None
     """The only source of text; ``stdlib`` if nothing else is given."""

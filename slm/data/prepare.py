@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slm.config.errors import ConfigError
+from slm.config.errors import ConfigError, RunError
 from slm.config.files import locked, replace_durably
 from slm.config.identity import fingerprint
 from slm.data.config import Data, Member
@@ -16,6 +16,7 @@ from slm.data.corpus import Corpus
 from slm.data.ingest.build import Progress, build, describe
 from slm.data.ingest.config import identity_of
 from slm.data.ingest.sample import sample, sample_size
+from slm.data.sources import SourcePart
 from slm.data.store import Store
 from slm.data.tokenizer import BackendName, FromFile, TokenizerPart, Trained
 
@@ -29,6 +30,19 @@ def missing(data: Data, tokenizer: TokenizerPart, data_dir: Path | str) -> list[
     """Names of the sources whose stores are yet to be made."""
     paths = store_paths(data, tokenizer, data_dir)
     return [name for name, m in data.members.items() if m.source and not (Path(paths[name]) / "manifest.json").exists()]
+
+
+def without_text(data: Data) -> list[str]:
+    """Names of the sources whose text isn't there (any more)."""
+
+    def there(source: SourcePart) -> bool:
+        try:
+            source.state()
+        except (ConfigError, RunError):
+            return False
+        return True
+
+    return [name for name, m in data.members.items() if m.source is not None and not there(m.source)]
 
 
 def prepare(
@@ -45,14 +59,19 @@ def prepare(
     Safe under concurrency: one process builds, the others wait for it. Interrupted at any moment, it leaves
     nothing that looks finished, and goes on where it stopped.
     """
-    part, wanted = tokenizer, missing(data, tokenizer, data_dir)
+    paths, wanted = store_paths(data, tokenizer, data_dir), missing(data, tokenizer, data_dir)
+    given = {n: str(paths[n]) for n, member in data.members.items() if member.source is None}
+    ready = {
+        name: ready_made(path, tokenizer, data_dir) for name, path in given.items()
+    }  # or hours of work are in vain
+    part = tokenizer
     if isinstance(tokenizer, Trained) and len(data.members) > 1 and wanted:
         part = FromFile(path=str(_learned(data, tokenizer, data_dir)))
     stores = {}
-    for name, path in store_paths(data, tokenizer, data_dir).items():
+    for name, path in paths.items():
         member = data.members[name]
         if member.source is None:
-            stores[name] = _ready_made(str(path), tokenizer, data_dir)
+            stores[name] = ready[name]
         elif name not in wanted:  # its directory's name says that it is made of just this
             stores[name] = Store.open(path)
         else:
@@ -65,6 +84,8 @@ def prepare(
                 backend=backend,
                 progress=progress,
             )
+    for name in data.members.keys() - given.keys():
+        _remember(data, data.members[name], tokenizer, Path(data_dir), Path(paths[name]).name)
     return Corpus(stores, Path(data_dir) / "plans")
 
 
@@ -72,7 +93,7 @@ def open_corpus(data: Data, tokenizer: TokenizerPart, data_dir: Path | str) -> C
     """The stores of a run that was made before. Raises `RunError` if one is missing."""
     paths = store_paths(data, tokenizer, data_dir)
     stores = {
-        name: _ready_made(str(path), tokenizer, data_dir) if data.members[name].source is None else Store.open(path)
+        name: ready_made(str(path), tokenizer, data_dir) if data.members[name].source is None else Store.open(path)
         for name, path in paths.items()
     }
     return Corpus(stores, Path(data_dir) / "plans")
@@ -82,15 +103,45 @@ def _store_path(data: Data, member: Member, tokenizer: TokenizerPart, data_dir: 
     if member.source is None:
         assert member.store is not None
         return member.store if "://" in member.store else Path(member.store).expanduser()
-    made_of = describe((member.source,), tokenizer, data.curation(member))
-    if isinstance(tokenizer, Trained) and len(data.members) > 1:
-        made_of["learned_from"] = _learned_from(data)
+    try:
+        made_of = describe((member.source,), tokenizer, data.curation(member))
+        if isinstance(tokenizer, Trained) and len(data.members) > 1:
+            made_of["learned_from"] = _learned_from(data)
+    except (ConfigError, RunError):
+        if (before := from_before(data, member, tokenizer, Path(data_dir))) is not None:
+            return before
+        raise
     return (
         Path(data_dir) / f"{member.source.part_name}-{tokenizer.part_name}{tokenizer.vocab_size}-{fingerprint(made_of)}"
     )
 
 
-def _ready_made(path: str, tokenizer: TokenizerPart, data_dir: Path | str) -> Store:
+def from_before(data: Data, member: Member, tokenizer: TokenizerPart, data_dir: Path) -> Path | None:
+    """The store that was last made, or opened, for these settings: what is left once the text itself was removed. None: there is none."""
+    record = _record(data, member, tokenizer, data_dir)
+    found = data_dir / record.read_text().strip() if record.is_file() else None
+    return found if found is not None and (found / "manifest.json").is_file() else None
+
+
+def _remember(data: Data, member: Member, tokenizer: TokenizerPart, data_dir: Path, name: str) -> None:
+    """Note which store belongs to these settings, whatever their text was."""
+    record = _record(data, member, tokenizer, data_dir)
+    try:
+        if not record.is_file() or record.read_text() != name:
+            record.parent.mkdir(exist_ok=True)
+            replace_durably(record, name.encode())
+    except OSError:
+        return  # stores on a disk that can't be written to: they are found as long as their text is there
+
+
+def _record(data: Data, member: Member, tokenizer: TokenizerPart, data_dir: Path) -> Path:
+    shared = [m.model_dump(mode="json") for m in data.members.values()] if isinstance(tokenizer, Trained) else []
+    settings = [member.model_dump(mode="json"), tokenizer.made_of(), identity_of(data.curation(member)), shared]
+    return data_dir / "asked" / fingerprint(settings)
+
+
+def ready_made(path: str, tokenizer: TokenizerPart, data_dir: Path | str) -> Store:
+    """A store that a run is given. Raises `ConfigError` if the run has another tokenizer."""
     store = Store.open(path, cache_dir=_cache(data_dir))
     if isinstance(tokenizer, Trained):
         raise ConfigError(

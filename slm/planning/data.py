@@ -13,7 +13,7 @@ from slm.data.plan import Horizon
 from slm.data.plan.of_corpus import plan_of
 from slm.data.plan.stages import resolve_mixture, spans_of
 from slm.data.plan.timeline import NEVER
-from slm.data.prepare import missing, open_corpus, store_paths
+from slm.data.prepare import missing, open_corpus, ready_made, store_paths
 from slm.run import Run
 from slm.train.course import Course
 
@@ -33,6 +33,9 @@ def sources_of(run: Run, course: Course) -> list[dict[str, Any]]:
         }
         for name, member in run.data.members.items()
     ]  # fmt: skip
+    for entry in listed:  # a ready-made store is looked at first by a run, too
+        if run.data.members[entry["source"]].source is None and not entry["missing"]:
+            entry["missing"] = _why_unfit(run, entry["source"])
     if any(entry["missing"] for entry in listed):  # which store would be made of a text depends on the text
         for entry in listed:
             entry["missing"] = entry["missing"] or "its text is here, but not that of the other sources"
@@ -44,6 +47,8 @@ def sources_of(run: Run, course: Course) -> list[dict[str, Any]]:
         if entry["source"] in absent:
             entry["missing"] = "not tokenised yet; `slm train` does it, or `slm data tokenize`"
     if absent:
+        for entry in listed:
+            entry["missing"] = entry["missing"] or "its tokens are there, but not those of the other sources"
         return listed
     horizon = _horizon(run, course)
     plan = plan_of(open_corpus(run.data, run.tokenizer, run.impl.data_dir), run.data, horizon=horizon)
@@ -53,6 +58,17 @@ def sources_of(run: Run, course: Course) -> list[dict[str, Any]]:
         index = by_name[entry["source"]].index
         entry |= {"tokens": index.kept, "epochs": drawn[entry["source"]] / index.rows}
     return listed
+
+
+def _why_unfit(run: Run, name: str) -> str | None:
+    """Why a run would refuse a ready-made store; None if it wouldn't, or if it lies behind a URL."""
+    store = str(run.data.members[name].store)
+    try:
+        if "://" not in store:
+            ready_made(store, run.tokenizer, run.impl.data_dir)
+    except SlmError as error:
+        return str(error)
+    return None
 
 
 def _why_absent(member: Member) -> str | None:

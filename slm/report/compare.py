@@ -56,7 +56,7 @@ def write_comparison(run_dirs: Sequence[Path], out: Path, flops_of: FlopsOf, axi
     page = render(
         "compare.html.j2",
         title=" · ".join(names) if len(names) <= 4 else f"{len(names)} runs",
-        notes=[note for run in runs for note in run.notes],
+        notes=[*(note for run in runs for note in run.notes), *_other_text(runs, names)],
         rows=[_row(run, name, i) for i, (run, name) in enumerate(zip(runs, names, strict=True))],
         colours=COLOURS,
         axes=data["axes"],
@@ -140,6 +140,22 @@ def _row(run: RunFiles, name: str, index: int) -> dict[str, Any]:
         "seconds": last.get("seconds"),
         "skipped": last.get("skipped", 0),
     }
+
+
+def _other_text(runs: Sequence[RunFiles], names: Sequence[str]) -> list[str]:
+    """What to know where finished runs were scored on different held-out text."""
+    texts: dict[str, list[str]] = {}
+    for run, name in zip(runs, names, strict=True):
+        heldout = (run.summary or {}).get("heldout")
+        if isinstance(heldout, dict) and isinstance(heldout.get("docs"), int) and isinstance(heldout.get("bytes"), int):
+            texts.setdefault(f"{heldout['docs']:,} documents of {heldout['bytes']:,} bytes", []).append(name)
+    if len(texts) < 2:
+        return []
+    which = "; ".join(f"{', '.join(those)}: {size}" for size, those in texts.items())
+    return [
+        f"These runs were scored on different held-out text, so their held-out, best and final bits per byte can't be compared ({which}). "
+        f"Score them on the same text: slm eval RUN --store STORE, if their tokenizers are the same"
+    ]
 
 
 def _differences(first: RunFiles, other: RunFiles) -> list[str]:

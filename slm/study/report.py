@@ -11,9 +11,10 @@ from typing import Any
 from slm.config.errors import RunError
 from slm.report.charts import Chart, Line, draw
 from slm.report.page import render, write
+from slm.study.heldout import NOT_COMPARABLE, unlike
 from slm.study.plan import Planned, Study, study_dir
 from slm.study.runner import result_of
-from slm.study.statistics import compare
+from slm.study.statistics import Comparison, compare
 from slm.train.metrics import read_metrics
 
 VERDICTS = {
@@ -35,26 +36,20 @@ def report(study: Study, runs: Sequence[Planned]) -> dict[str, Any]:
         raise RunError(
             f"study {study.name}: nothing to compare yet. Missing: {', '.join(missing)}. Run `slm study run` first."
         )
-    comparisons, noise = compare(results, study.control, margin=study.margin, confidence=study.confidence)
+    apart = unlike(study, runs)
+    alike = {arm: values for arm, values in results.items() if arm not in apart}
+    comparisons, noise = compare(alike, study.control, margin=study.margin, confidence=study.confidence)
     mismatch = residual_mismatch(study, runs)
+    compared = {c.name: c for c in comparisons}
     control = results[study.control]
     arms = [
         {"name": study.control, "n": len(control), "loss": sum(control.values()) / len(control), "verdict": "control"}
     ]
-    for c in comparisons:
-        arms.append(
-            {
-                "name": c.name,
-                "n": c.n,
-                "loss": c.mean,
-                "delta": c.delta,
-                "ci": list(c.ci) if c.ci else None,
-                "p_adjusted": c.p_adjusted,
-                "verdict": c.verdict,
-                "residual_mismatch": mismatch[c.name],
-                "sentence": _sentence(study, c),
-            }
-        )
+    for arm, own in results.items():
+        if arm in compared:
+            arms.append(_compared(study, compared[arm], mismatch[arm]))
+        elif arm in apart and own.keys() & control.keys():
+            arms.append(_apart(arm, own, len(own.keys() & control.keys()), mismatch[arm], apart[arm]))
     return {
         "study": study.name,
         "question": study.question,
@@ -72,9 +67,40 @@ def report(study: Study, runs: Sequence[Planned]) -> dict[str, Any]:
                 "seed": p.seed,
                 "identity": p.run.identity,
                 "bpb": (summaries[p.arm, p.seed] or {}).get("bpb"),
+                "heldout": (summaries[p.arm, p.seed] or {}).get("heldout"),
             }
             for p in runs
         ],
+    }
+
+
+def _compared(study: Study, c: Comparison, mismatch: dict[str, float]) -> dict[str, Any]:
+    """An arm that was compared with the control."""
+    return {
+        "name": c.name,
+        "n": c.n,
+        "loss": c.mean,
+        "delta": c.delta,
+        "ci": list(c.ci) if c.ci else None,
+        "p_adjusted": c.p_adjusted,
+        "verdict": c.verdict,
+        "residual_mismatch": mismatch,
+        "sentence": _sentence(study, c),
+    }
+
+
+def _apart(arm: str, own: dict[int, float], n: int, mismatch: dict[str, float], why: str) -> dict[str, Any]:
+    """An arm that was scored on other text than the control."""
+    return {
+        "name": arm,
+        "n": n,
+        "loss": sum(own.values()) / len(own),
+        "delta": None,
+        "ci": None,
+        "p_adjusted": None,
+        "verdict": NOT_COMPARABLE,
+        "residual_mismatch": mismatch,
+        "sentence": why,
     }
 
 
@@ -105,10 +131,12 @@ def write_report(
     folder = study_dir(study, root)
     write(folder / "report.json", json.dumps(result, indent=1))
     notes = sorted({f"{p.arm}: {note}" for p in runs for note in p.run.notes})
-    lines = [line for arm in study.arms if (line := _curve(arm, runs)) is not None]
+    apart = {a["name"] for a in result["arms"] if a["verdict"] == NOT_COMPARABLE}
+    lines = [line for arm in study.arms if (line := _curve(arm, runs, other_text=arm in apart)) is not None]
     charts = {"curves": draw(_chart(lines)) if lines else ""}
-    page = render("study.html.j2", title=study.name, result=result, notes=notes, charts=charts)
-    return result, write(folder / "report.html", page)
+    return result, write(
+        folder / "report.html", render("study.html.j2", title=study.name, result=result, notes=notes, charts=charts)
+    )
 
 
 def _chart(lines: list[Line]) -> Chart:
@@ -117,7 +145,7 @@ def _chart(lines: list[Line]) -> Chart:
     return Chart("training tokens (millions)", "held-out bits per byte", lines, y_range=(lowest - 0.05, highest + 0.05))
 
 
-def _curve(arm: str, runs: Sequence[Planned]) -> Line | None:
+def _curve(arm: str, runs: Sequence[Planned], *, other_text: bool) -> Line | None:
     """An arm's evaluations over tokens: mean over seeds, with the range as a band."""
     series = [s for p in runs if p.arm == arm and (s := _evaluations(p))]
     if not series:
@@ -128,7 +156,7 @@ def _curve(arm: str, runs: Sequence[Planned]) -> Line | None:
     values = [[s[step] for s in series] for step in steps]
     batch = next(p.run.train.batch_tokens for p in runs if p.arm == arm)
     return Line(
-        arm, [s * batch / 1e6 for s in steps], [sum(v) / len(v) for v in values],
+        f"{arm} (other text)" if other_text else arm, [s * batch / 1e6 for s in steps], [sum(v) / len(v) for v in values],
         [min(v) for v in values], [max(v) for v in values], marked=True,
     )  # fmt: skip
 
@@ -139,7 +167,7 @@ def _evaluations(planned: Planned) -> dict[int, float]:
     return {r["step"]: r["heldout_bpb"] for r in records if r.get("heldout_bpb") is not None}
 
 
-def _sentence(study: Study, c: Any) -> str:
+def _sentence(study: Study, c: Comparison) -> str:
     low, high = c.ci or (float("nan"), float("nan"))
     text = VERDICTS[c.verdict].format(
         arm=c.name,

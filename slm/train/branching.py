@@ -25,17 +25,19 @@ from slm.config.identity import differences, fingerprint
 from slm.train.budget import Budget
 from slm.train.config import Ancestor
 from slm.train.course import Course
+from slm.train.given import same_tokenizer
 from slm.train.metrics import read_metrics, write_metrics
 from slm.train.schedule import branch_of
 from slm.train.schedule.shapes import Decaying
 
 if TYPE_CHECKING:
+    from slm.data.tokenizer import TokenizerPart
     from slm.run import Run
 
 SAME = ("model", "tokenizer")
 """Sections in which a branch can't differ from its trunk,"""
 FREE = ("model.context:", "model.position.")
-"""but for what says how long rows are, and how positions are told apart."""
+"""but for what says how long rows are, and how positions are told apart; and the trunk's tokenizer may be given as a file."""
 
 
 def branch(run: "Run", source: str) -> "Run":
@@ -58,7 +60,8 @@ def branch(run: "Run", source: str) -> "Run":
         raise explain(error, type(run), f"{path}/config.yaml") from None
     mine, theirs = run.experiment(), trunk.experiment()
     found = [d for section in SAME for d in differences({section: theirs[section]}, {section: mine[section]})]
-    if odd := [d for d in found if not d.startswith(FREE)]:
+    free = FREE if not _is_of(run.tokenizer, path) else (*FREE, "tokenizer.")
+    if odd := [d for d in found if not d.startswith(free)]:
         raise ConfigError(f"A branch of {path} has the trunk's model and tokenizer, but {'; '.join(odd)}.")
     if odd := differences({"train": _batches(trunk)}, {"train": _batches(run)}):
         raise ConfigError(f"A branch of {path} has the trunk's batches, but {'; '.join(odd)}.")
@@ -80,6 +83,27 @@ def branch(run: "Run", source: str) -> "Run":
     name = run.name if own_name else f"{run.name}-branch-{state['step']}"
     log = run.log.with_(branch_from=str(path), dir=run.log.dir if own_name else None)
     return run.with_(train=train, name=name, log=log)
+
+
+def check_tokenizer(point: Path, ours: bytes) -> None:
+    """Raise `ConfigError` if a branch's text was tokenised with another tokenizer than the checkpoint that it begins with."""
+    file = next(point.glob("tokenizer.*"), None)
+    if file is not None and not same_tokenizer(file.read_bytes(), ours):
+        raise ConfigError(
+            f"{point} was trained with another tokenizer than this run's text was made with, so the ids would mean other text: a tokenizer that "
+            f"is trained on a run's own text changes with its sources and filters. Take the trunk's: tokenizer=file tokenizer.path={file}. Or "
+            f"name all sources in the trunk already; a mixture may leave some of them out at first."
+        )
+
+
+def _is_of(tokenizer: "TokenizerPart", point: Path) -> bool:
+    """Whether a tokenizer is the file that a checkpoint was trained with."""
+    from slm.data.tokenizer import FromFile
+
+    file = next(point.glob("tokenizer.*"), None)
+    if file is None or not isinstance(tokenizer, FromFile):
+        return False
+    return same_tokenizer(file.read_bytes(), tokenizer.load(lambda: ()).to_bytes())
 
 
 def _batches(run: "Run") -> dict[str, Any]:

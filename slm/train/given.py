@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,23 +67,48 @@ def given_config(path: str) -> Model:
     return read_config(Path(path))[1]
 
 
-def load_given(model: Decoder, path: str, expected: str | None) -> None:
+def same_tokenizer(theirs: bytes, ours: bytes) -> bool:
+    """Whether ids mean the same text by two tokenizers' files; their spacing, where they are JSON, means nothing."""
+    return theirs == ours or _meaning(theirs) == _meaning(ours)
+
+
+def _meaning(raw: bytes) -> object:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return raw
+
+
+def load_given(model: Decoder, path: str, expected: str | None, tokenizer: bytes) -> None:
     """Fill a model with the weights that ``train.init_from`` names.
 
+    Args:
+        tokenizer: the file of the one that this run's text was tokenised with.
+
     Raises:
-        ConfigError: as `open_given`; the first tensor that one of the models lacks, or has in another shape.
+        ConfigError: as `open_given`; the first tensor that one of the models lacks, or has in another shape; another tokenizer.
         RunError: as `open_given`.
     """
     given = open_given(path, expected, "train.init_from")
+    if given.tokenizer is not None and not same_tokenizer(given.tokenizer, tokenizer):
+        raise ConfigError(
+            f"train.init_from={path}: its weights were trained with another tokenizer than this run's text was made with: the ids mean other "
+            f"text. Take theirs: tokenizer=file tokenizer.path={given.path}/tokenizer.json."
+        )
     theirs = dict(given.model.named_parameters())
     ours = dict(model.named_parameters())
     for name in [*ours, *theirs]:
         a, b = (tuple(have[name].shape) if name in have else None for have in (ours, theirs))
         if a != b:
             said = [f"{shape or 'no such tensor'}" for shape in (a, b)]
+            shape = (
+                f"`slm model import {path}`"
+                if is_hugging_face(Path(path))
+                else f"the model section of {given.path / 'config.yaml'}"
+            )
             raise ConfigError(
                 f"train.init_from={path}: its weights don't fit this run's model. The first that differs is {name!r}: {said[0]} here, "
-                f"{said[1]} there. Take the model section of {given.path / 'config.yaml'}, or prune it to this shape with `slm model prune`."
+                f"{said[1]} there. Take {shape}, or prune it to this shape with `slm model prune`."
             )
     with torch.no_grad():
         for name, parameter in ours.items():

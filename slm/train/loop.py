@@ -121,7 +121,9 @@ class Session:
     def start(self) -> None:
         """Resume, open the records."""
         state, run, main, say = self.state, self.run, self.world.main, self.progress.say
-        said, resumed_from = take_up(run, self.run_dir, state, self.course, self.world, say)
+        said, resumed_from = take_up(
+            run, self.run_dir, state, self.course, self.world, self.corpus.tokenizer_bytes, say
+        )
         if resumed_from is not None:
             self.saved_at = state.step
         self._check_sizes()

@@ -96,7 +96,9 @@ def build(run: "Run", corpus: Corpus, loader: Loader, course: Course, world: Wor
     """A fresh state: initial weights from the seed, spread over the processes; optimisers with every parameter in exactly one group."""
     model = Decoder(run.model).init_weights(run.train.seed)
     if run.train.init_from is not None and run.train.branch is None and checkpoint.latest(run_dir_of(run)) is None:
-        load_given(model, run.train.init_from, run.train.init_from_hash)  # else the weights come from a checkpoint
+        load_given(
+            model, run.train.init_from, run.train.init_from_hash, corpus.tokenizer_bytes
+        )  # else the weights come from a checkpoint
     model = model.to(world.device)
     model.attention_backend, model.recorded = run.impl.attention, run.impl.cuda_graphs
     if run.impl.cuda_graphs:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from slm import checkpoint
 from slm.config.errors import RunError
 from slm.config.identity import differences
-from slm.train.branching import branch_point, inherit_metrics
+from slm.train.branching import branch_point, check_tokenizer, inherit_metrics
 from slm.train.course import Course
 from slm.train.parallel.world import World
 from slm.train.state import TrainState, newest, resume
@@ -21,11 +21,15 @@ Say = Callable[[str], None]
 
 
 def take_up(
-    run: "Run", run_dir: Path, state: TrainState, course: Course, world: World, say: Say
+    run: "Run", run_dir: Path, state: TrainState, course: Course, world: World, tokenizer: bytes, say: Say
 ) -> tuple[list[str], Path | None]:
     """Load what there is to go on from. Returns what there is to say, and this run's own checkpoint if it was one.
 
+    Args:
+        tokenizer: the file of the one that this run's text was tokenised with.
+
     Raises:
+        ConfigError: a branch whose text has another tokenizer than the trunk's.
         RunError: it is damaged, or of another model, optimiser or data.
     """
     of = f"step {{:,}} of {course.total:,}"
@@ -36,6 +40,7 @@ def take_up(
     if run.train.branch is None:
         return [], None
     point = branch_point(run)
+    check_tokenizer(point, tokenizer)
     resume(state, point, world, rows_before=course.batches.rows_before)
     if world.main:
         _pin(point, run_dir, say)

@@ -153,6 +153,25 @@ def test_damage_in_a_comparison(run) -> None:
         write_comparison([first, other], Path("page.html"), lambda config: None)
 
 
+def test_finals_on_different_held_out_text_are_said_to_be_no_comparison(run) -> None:
+    places = {name: run(name, [record(1)]) for name in "abc"}
+    unfinished = run("d", [record(1)])
+
+    def page(**texts: dict | None) -> str:
+        for name, heldout in texts.items():
+            summary = {"steps": 1, "params": {"unique": 9}, "bpb": 1.5, "heldout": heldout}
+            (places[name] / "summary.json").write_text(json.dumps(summary))
+        return write_comparison([*places.values(), unfinished], Path("page.html"), lambda config: None).read_text()
+
+    text, other = {"docs": 12, "bytes": 3400, "tokens": 900}, {"docs": 12, "bytes": 3500, "tokens": 900}
+    differ = "scored on different held-out text"
+    assert differ not in page(a=text, b=text | {"tokens": 500}, c=None)
+    shown = page(a=text, b=other, c=text)
+    assert differ in shown
+    assert "(a, c: 12 documents of 3,400 bytes; b: 12 documents of 3,500 bytes). Score them" in shown
+    assert differ not in page(a=text, b={"docs": "many"}, c=text)
+
+
 def test_the_page_of_a_run_shows_sources_memory_and_skips(run) -> None:
     place = run("a", [*(record(s, memory_peak_bytes=s * 2**30, mfu_causal=0.5) for s in (1, 2, 3)), evaluated(2), evaluated(3)])  # fmt: skip
     text = write_run_report(place).read_text()

@@ -52,6 +52,34 @@ def test_a_branch_is_bitwise_the_run_from_the_start(tiny, trunk) -> None:
     assert losses[0] == losses[1]  # the trunk's records included
 
 
+LEARNED = {"tokenizer": {"name": "bpe", "vocab": 280}, "data__source": {"name": "synthetic", "count": 96, "length": 40}}
+OTHER = {"data__source": {"name": "synthetic", "count": 96, "length": 40, "seed": 5}}
+
+
+def test_other_text_needs_the_trunks_tokenizer(tiny, trunk) -> None:
+    """One that is trained on the run's own text changes with it, and the ids would mean something else without a word."""
+    settings = trunk | LEARNED | {"name": "learned", "log__dir": "learned"}
+    go(tiny(**settings))
+    point = Path("learned/checkpoints/step-00000008")
+    other = tiny(**settings | OTHER | {"name": "elsewhere", "log__dir": "elsewhere"})
+    with pytest.raises(ConfigError, match=r"another tokenizer.*tokenizer=file tokenizer\.path=.*tokenizer\.json"):
+        go(branch(other, str(point)))
+    file = {"tokenizer": {"name": "file", "path": str(point / "tokenizer.json")}}
+    assert go(branch(tiny(**settings | OTHER | file | {"name": "same", "log__dir": "same"}), str(point))).step == 12
+    wrong = {"tokenizer": {"name": "bytes"}}
+    with pytest.raises(ConfigError, match=r"has the trunk's model and tokenizer, but .*tokenizer.name"):
+        branch(tiny(**settings | OTHER | wrong | {"name": "wrong", "log__dir": "wrong"}), str(point))
+
+
+def test_given_weights_come_with_their_tokenizer(tiny, trunk) -> None:
+    settings = LEARNED | {"log__dir": "learned"}
+    go(tiny(**settings))
+    given = {"train__init_from": "learned", "log__dir": "on"}
+    with pytest.raises(ConfigError, match=r"train\.init_from=learned: its weights were trained with another tokenizer"):
+        go(tiny(**settings | OTHER | given))
+    assert go(tiny(**settings | given)).step == 12
+
+
 def test_a_branch_that_has_begun_is_not_given_another_trunk(tiny, trunk) -> None:
     go(branch(tiny(**trunk), AT))
     go(tiny(**trunk | {"name": "other", "train__seed": 1}))

@@ -44,6 +44,18 @@ def test_steps_tokens_and_rate_go_on_while_rows_get_longer(tiny) -> None:
     assert state["loader"]["next_row"] == 12 * 256 // 64
 
 
+def test_what_later_stages_read_is_made_and_checked_before_the_first_one_trains(tiny) -> None:
+    """A misspelt path, or a tokenizer that is trained anew on other text, would else be found after the first stage."""
+    gone = {"name": "b", "from": "50%", "change": {"data.source": {"name": "local", "paths": ["gone"]}}}
+    with pytest.raises(ConfigError, match="gone"):
+        launch(tiny(train__stages=[{"name": "a"}, gone], **QUICK))
+    other = {"name": "b", "from": "50%", "change": {"data.source": {"name": "synthetic", "count": 64, "seed": 3}}}
+    with pytest.raises(ConfigError, match=r"the text of tiny/2-b has another tokenizer than that of tiny/1-a"):
+        launch(tiny(tokenizer={"name": "bpe", "vocab": 280}, train__stages=[{"name": "a"}, other], **QUICK))
+    assert not list(Path("runs").rglob("metrics.jsonl"))
+    assert launch(tiny(train__stages=[{"name": "a"}, other], **QUICK))["steps"] == 12, "bytes are bytes"
+
+
 def losses_of_a_plain_run(tiny) -> list[tuple[int, int, float]]:
     launch(tiny(name="plain", **QUICK))
     return losses("runs/plain")

@@ -97,7 +97,7 @@ def describe(sources: tuple[SourcePart, ...], tokenizer: TokenizerPart, curation
     return {
         "format": FORMAT,
         "sources": [{"source": s.model_dump(mode="json"), "state": s.state()} for s in sources],
-        "tokenizer": tokenizer.model_dump(mode="json"),
+        "tokenizer": tokenizer.made_of(),
         "curation": identity_of(curation),
     }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pydantic
 
@@ -22,6 +24,8 @@ NAMES = ("tokenizer.json", "tokenizer.model", "*.tiktoken")
 @tokenizer.register("file")
 class FromFile(TokenizerPart):
     """A ``tokenizer.json``, a sentencepiece ``.model`` or a ``.tiktoken`` file; its contents tell which."""
+
+    own = ("pretokenizer",)
 
     path: str
     """The file, or a directory with one."""
@@ -46,16 +50,21 @@ class FromFile(TokenizerPart):
     def vocab_size(self) -> int:
         return self._read().vocab_size
 
+    def made_of(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"path"}) | {"file": hashlib.sha256(self._bytes()).hexdigest()}
+
     def load(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
         return self._read()
 
-    def _read(self) -> Tokenizer:
-        path = self._file()
+    def _bytes(self) -> bytes:
         try:
-            raw = path.read_bytes()
+            return self._file().read_bytes()
         except OSError as error:
             raise ConfigError(f"tokenizer.path: {self.path!r} can't be read ({error.strerror}).") from None
-        found = _parse(raw, str(path), self.eot, self._patterns(), tuple(self.special_tokens.items()))
+
+    def _read(self) -> Tokenizer:
+        path = self._file()
+        found = _parse(self._bytes(), str(path), self.eot, self._patterns(), tuple(self.special_tokens.items()))
         if found.loss and not self.lossy:
             raise ConfigError(
                 f"{path}: this tokenizer {found.loss}, so the text doesn't come back from its tokens and bits per byte "

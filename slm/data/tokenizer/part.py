@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import pydantic
 
@@ -26,6 +26,10 @@ class TokenizerPart(Part):
     def load(self, texts: Callable[[], Iterable[str]]) -> Tokenizer:
         """Make the tokenizer. ``texts`` gives the training documents, to tokenizers that learn from them."""
         raise NotImplementedError
+
+    def made_of(self) -> dict[str, Any]:
+        """What decides its ids, as plain data: files by their contents, wherever they lie."""
+        return self.model_dump(mode="json")
 
 
 tokenizer = Registry("tokenizer", TokenizerPart)

@@ -5,7 +5,6 @@ A teacher is no ``nn.Module``: nothing wraps, shards, counts or saves its weight
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -16,7 +15,7 @@ from slm.data.loader import Batch
 from slm.model.decoder import Decoder
 from slm.model.divergence import FromModel, Head, Outcomes
 from slm.train.distill.cache import TeacherCache, as_tensors, fewer
-from slm.train.given import Given, open_given
+from slm.train.given import Given, open_given, same_tokenizer
 
 if TYPE_CHECKING:
     from slm.data.corpus import Corpus
@@ -133,17 +132,9 @@ def _check_tokenizer(given: Given, corpus: "Corpus") -> None:
             f"The teacher {given.path} came without a tokenizer, so nothing says that its ids mean what the student's do. Put its tokenizer.json "
             f"beside its weights and import it again."
         )
-    if given.tokenizer != ours and _meaning(given.tokenizer) != _meaning(ours):
+    if not same_tokenizer(given.tokenizer, ours):
         stores = ", ".join(str(store.path) for store in corpus.stores.values())
         raise ConfigError(
             f"The teacher {given.path} has another tokenizer than the student's text ({stores}): their ids mean different text. Tokenise the "
             f"text with the teacher's: tokenizer=file tokenizer.path={given.path}/tokenizer.json."
         )
-
-
-def _meaning(raw: bytes) -> object:
-    """A tokenizer's file without its spacing, where it is JSON."""
-    try:
-        return json.loads(raw)
-    except ValueError:
-        return raw

@@ -14,7 +14,7 @@ import pytest
 from slm.config.errors import ConfigError, RunError
 from slm.data.config import Data
 from slm.data.ingest.config import is_heldout
-from slm.data.prepare import prepare, store_paths
+from slm.data.prepare import open_corpus, prepare, store_paths
 from slm.data.sources import Local, Synthetic
 from slm.data.store import Store
 from slm.data.tokenizer import BytePairs, Bytes, FromFile, TokenizerPart
@@ -53,7 +53,27 @@ def test_reopened_not_remade(store: Store, tmp_path: Path) -> None:
     before = (store.path / "manifest.json").stat().st_mtime_ns
     again = made(DATA, BytePairs(vocab=300), tmp_path / "data")
     assert (again.path / "manifest.json").stat().st_mtime_ns == before
-    assert [p.name for p in (tmp_path / "data").iterdir()] == [store.path.name]  # no locks, no leftovers
+    assert {p.name for p in (tmp_path / "data").iterdir()} == {store.path.name, "asked"}  # no locks, no leftovers
+
+
+def test_stores_outlive_their_text(tmp_path: Path) -> None:
+    """Who removed terabytes of text once they were tokenised can go on, evaluate, and begin another run on them."""
+    text, folder = tmp_path / "text", tmp_path / "data"
+    for name in "ab":
+        (text / name).mkdir(parents=True)
+        for i in range(40):
+            (text / name / f"{i}.txt").write_text(f"{name} {i} some words, and some more of them {i * i}")
+    sources = {name: {"source": {"name": "local", "paths": [str(text / name)]}} for name in "ab"}
+    data = Data(sources=sources, mixture=[{"weights": {"a": 0.5, "b": 0.5}}], seq_len=64, heldout=0.1)
+    first = prepare(data, BytePairs(vocab=270), folder)
+    shutil.rmtree(text)
+    again, opened = prepare(data, BytePairs(vocab=270), folder), open_corpus(data, BytePairs(vocab=270), folder)
+    for corpus in (again, opened):
+        assert {n: s.path for n, s in corpus.stores.items()} == {n: s.path for n, s in first.stores.items()}
+    with pytest.raises(ConfigError, match="names no file"):
+        prepare(data, BytePairs(vocab=271), folder)
+    with pytest.raises(ConfigError, match="names no file"):
+        prepare(data.with_(filters=("chars > 3",)), BytePairs(vocab=270), folder)
 
 
 def mixture(counts: dict[str, int]) -> Data:
@@ -77,6 +97,25 @@ def test_sources_that_share_a_trained_tokenizer_are_reopened_not_remade(tmp_path
     third = prepare(data, tokenizer, folder)
     assert third.tokenizer_bytes == first.tokenizer_bytes
     assert (third.stores["a"].path / "manifest.json").stat().st_mtime_ns == before["a"]
+
+
+def test_a_ready_made_store_is_looked_at_before_anything_is_tokenised(store: Store, tmp_path: Path) -> None:
+    sources = {"text": {"source": {"name": "synthetic", "count": 60}}, "store": {"store": str(store.path)}}
+    data = Data(sources=sources, mixture=[{"weights": {"text": 0.5, "store": 0.5}}], seq_len=64, heldout=0.1)
+    with pytest.raises(ConfigError, match="has a tokenizer already"):
+        prepare(data, BytePairs(vocab=300), tmp_path / "fresh")
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_a_tokenizers_file_counts_by_its_contents_not_by_its_path(store: Store, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.json"
+    shutil.copy(store.path / "tokenizer.json", copy)
+    here, there = (FromFile(path=str(path)) for path in (store.path / "tokenizer.json", copy))
+    assert store_path(DATA, here) == store_path(DATA, there)
+    first = made(DATA, here, tmp_path / "files")
+    assert made(DATA, there, tmp_path / "files").path == first.path
+    copy.write_bytes(made(DATA, BytePairs(vocab=290), tmp_path / "less").tokenizer_bytes)
+    assert store_path(DATA, there) != store_path(DATA, here)
 
 
 def test_the_same_input_gives_the_same_bytes(store: Store, tmp_path: Path) -> None:
