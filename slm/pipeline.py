@@ -62,6 +62,8 @@ def launch(run: Run, *, console: Console | None = None, command: str = "") -> di
             console.print(f"Warning: {warning}", markup=False)
         left = _left(stages, console)
         if len(left) > 1:
+            for stage in left:
+                _check(stage, world)
             _prepare_all(left, console)
         for stage in left:
             summary = _launch(stage, world, console, command)
@@ -104,12 +106,8 @@ def _launch(run: Run, world: World, console: Console, command: str) -> dict[str,
             markup=False,
         )
         return done
-    refuse_other_experiment(run, run_dir)
+    _check(run, world)
     started = time.perf_counter()
-    if run.train.precision == "fp8":
-        float8.check_device(world.device)  # before hours of tokenising
-    if run.impl.cuda_graphs:
-        recording.check_place(world)
     corpus = _prepare(run, console)
     prepared = time.perf_counter() - started
     result = train(run, corpus, world, progress_for(console) if not console.quiet else Silent())
@@ -118,6 +116,15 @@ def _launch(run: Run, world: World, console: Console, command: str) -> dict[str,
         summary = _finish(run, corpus, result, world, console, prepared, command)
     world.barrier()  # the next stage reads what is written here
     return summary
+
+
+def _check(run: Run, world: World) -> None:
+    """Raise `ConfigError` for what can't be trained here, before hours of tokenising."""
+    refuse_other_experiment(run, run_dir_of(run))
+    if run.train.precision == "fp8":
+        float8.check_device(world.device)
+    if run.impl.cuda_graphs:
+        recording.check_place(world)
 
 
 def _finished(run: Run, run_dir: Path) -> dict[str, Any] | None:

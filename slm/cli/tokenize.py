@@ -155,7 +155,7 @@ def _refuse_settings(context: typer.Context) -> None:
 
     by_hand = [
         name for name in context.params
-        if name not in ("sources", "out", "json") and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+        if name not in ("sources", "out", "json") and getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE"
     ]  # fmt: skip
     if by_hand:
         flags = ", ".join(f"--{FLAGS.get(name, name).replace('_', '-')}" for name in by_hand)

@@ -29,6 +29,10 @@ class ConfigError(SlmError):
     exit_code = 2
 
 
+class NoSuchText(ConfigError):
+    """A source's files aren't where they are said to be (any more)."""
+
+
 def suggest(name: str, options: Iterable[str], *, limit: int = 8) -> str:
     """Return a sentence that points from a misspelt ``name`` to what exists.
 

@@ -6,9 +6,11 @@ changed source gets another.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-from slm.config.errors import ConfigError, RunError
+from slm.config.errors import ConfigError, NoSuchText
 from slm.config.files import locked, replace_durably
 from slm.config.identity import fingerprint
 from slm.data.config import Data, Member
@@ -38,7 +40,7 @@ def without_text(data: Data) -> list[str]:
     def there(source: SourcePart) -> bool:
         try:
             source.state()
-        except (ConfigError, RunError):
+        except NoSuchText:
             return False
         return True
 
@@ -107,10 +109,11 @@ def _store_path(data: Data, member: Member, tokenizer: TokenizerPart, data_dir: 
         made_of = describe((member.source,), tokenizer, data.curation(member))
         if isinstance(tokenizer, Trained) and len(data.members) > 1:
             made_of["learned_from"] = _learned_from(data)
-    except (ConfigError, RunError):
-        if (before := from_before(data, member, tokenizer, Path(data_dir))) is not None:
-            return before
-        raise
+    except NoSuchText:
+        before = from_before(data, member, tokenizer, Path(data_dir))
+        if before is None or not _is_of(before, member.source):
+            raise
+        return before
     return (
         Path(data_dir) / f"{member.source.part_name}-{tokenizer.part_name}{tokenizer.vocab_size}-{fingerprint(made_of)}"
     )
@@ -118,9 +121,20 @@ def _store_path(data: Data, member: Member, tokenizer: TokenizerPart, data_dir: 
 
 def from_before(data: Data, member: Member, tokenizer: TokenizerPart, data_dir: Path) -> Path | None:
     """The store that was last made, or opened, for these settings: what is left once the text itself was removed. None: there is none."""
-    record = _record(data, member, tokenizer, data_dir)
-    found = data_dir / record.read_text().strip() if record.is_file() else None
-    return found if found is not None and (found / "manifest.json").is_file() else None
+    try:
+        found = data_dir / _record(data, member, tokenizer, data_dir).read_text().strip()
+    except (OSError, ValueError):  # none, or a damaged one
+        return None
+    return found if (found / "manifest.json").is_file() else None
+
+
+def _is_of(store: Path, source: SourcePart) -> bool:
+    """Whether a store was made of a source's text as it is now, or of text that is gone: another source's may be what is missing."""
+    try:
+        now = json.loads(json.dumps(source.state()))
+    except NoSuchText:
+        return True
+    return bool(Store.open(store).manifest["made_of"]["sources"][0]["state"] == now)
 
 
 def _remember(data: Data, member: Member, tokenizer: TokenizerPart, data_dir: Path, name: str) -> None:
@@ -130,13 +144,16 @@ def _remember(data: Data, member: Member, tokenizer: TokenizerPart, data_dir: Pa
         if not record.is_file() or record.read_text() != name:
             record.parent.mkdir(exist_ok=True)
             replace_durably(record, name.encode())
-    except OSError:
+    except (OSError, ValueError):
         return  # stores on a disk that can't be written to: they are found as long as their text is there
 
 
 def _record(data: Data, member: Member, tokenizer: TokenizerPart, data_dir: Path) -> Path:
-    shared = [m.model_dump(mode="json") for m in data.members.values()] if isinstance(tokenizer, Trained) else []
-    settings = [member.model_dump(mode="json"), tokenizer.made_of(), identity_of(data.curation(member)), shared]
+    def asked(m: Member) -> dict[str, Any]:
+        return m.model_dump(mode="json", exclude={"max_epochs"})
+
+    shared = [asked(m) for m in data.members.values()] if isinstance(tokenizer, Trained) else []
+    settings = [asked(member), tokenizer.made_of(), identity_of(data.curation(member)), shared]
     return data_dir / "asked" / fingerprint(settings)
 
 

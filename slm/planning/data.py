@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from slm.config.errors import SlmError
+from slm.config.errors import NoSuchText, SlmError
 from slm.data.config import Member
 from slm.data.plan import Horizon
 from slm.data.plan.of_corpus import plan_of
 from slm.data.plan.stages import resolve_mixture, spans_of
 from slm.data.plan.timeline import NEVER
-from slm.data.prepare import missing, open_corpus, ready_made, store_paths
+from slm.data.prepare import from_before, missing, open_corpus, ready_made, store_paths
 from slm.run import Run
 from slm.train.course import Course
 
@@ -29,7 +29,7 @@ def sources_of(run: Run, course: Course) -> list[dict[str, Any]]:
         {
             "source": name, "store": None, "tokens": None, "epochs": None, "wanted_tokens": wanted[name],
             "published_tokens": member.source.published_tokens() if member.source is not None else None,
-            "missing": _why_absent(member),
+            "missing": _why_absent(run, member),
         }
         for name, member in run.data.members.items()
     ]  # fmt: skip
@@ -40,8 +40,11 @@ def sources_of(run: Run, course: Course) -> list[dict[str, Any]]:
         for entry in listed:
             entry["missing"] = entry["missing"] or "its text is here, but not that of the other sources"
         return listed
-    paths = store_paths(run.data, run.tokenizer, run.impl.data_dir)
-    absent = missing(run.data, run.tokenizer, run.impl.data_dir)
+    try:
+        paths = store_paths(run.data, run.tokenizer, run.impl.data_dir)
+        absent = missing(run.data, run.tokenizer, run.impl.data_dir)
+    except NoSuchText as error:  # some of it is gone, and the rest has changed
+        return [entry | {"missing": str(error)} for entry in listed]
     for entry in listed:
         entry["store"] = str(paths[entry["source"]])
         if entry["source"] in absent:
@@ -71,13 +74,16 @@ def _why_unfit(run: Run, name: str) -> str | None:
     return None
 
 
-def _why_absent(member: Member) -> str | None:
+def _why_absent(run: Run, member: Member) -> str | None:
     """Why the text of a source, or its ready-made store, can't be found; None if it can."""
     try:
         if member.source is not None:
             member.source.state()
         elif "://" not in str(member.store) and not Path(str(member.store)).expanduser().exists():
             return f"there is no store {member.store}"
+    except NoSuchText as error:  # what was made of it may still be there
+        made = from_before(run.data, member, run.tokenizer, Path(run.impl.data_dir))
+        return None if made is not None else str(error)
     except SlmError as error:
         return str(error)
     return None

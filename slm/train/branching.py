@@ -25,7 +25,7 @@ from slm.config.identity import differences, fingerprint
 from slm.train.budget import Budget
 from slm.train.config import Ancestor
 from slm.train.course import Course
-from slm.train.given import same_tokenizer
+from slm.train.given import same_tokenizer, tokenizer_at
 from slm.train.metrics import read_metrics, write_metrics
 from slm.train.schedule import branch_of
 from slm.train.schedule.shapes import Decaying
@@ -87,8 +87,8 @@ def branch(run: "Run", source: str) -> "Run":
 
 def check_tokenizer(point: Path, ours: bytes) -> None:
     """Raise `ConfigError` if a branch's text was tokenised with another tokenizer than the checkpoint that it begins with."""
-    file = next(point.glob("tokenizer.*"), None)
-    if file is not None and not same_tokenizer(file.read_bytes(), ours):
+    file = tokenizer_at(point)
+    if file.is_file() and not same_tokenizer(file.read_bytes(), ours):
         raise ConfigError(
             f"{point} was trained with another tokenizer than this run's text was made with, so the ids would mean other text: a tokenizer that "
             f"is trained on a run's own text changes with its sources and filters. Take the trunk's: tokenizer=file tokenizer.path={file}. Or "
@@ -100,8 +100,8 @@ def _is_of(tokenizer: "TokenizerPart", point: Path) -> bool:
     """Whether a tokenizer is the file that a checkpoint was trained with."""
     from slm.data.tokenizer import FromFile
 
-    file = next(point.glob("tokenizer.*"), None)
-    if file is None or not isinstance(tokenizer, FromFile):
+    file = tokenizer_at(point)
+    if not file.is_file() or not isinstance(tokenizer, FromFile):
         return False
     return same_tokenizer(file.read_bytes(), tokenizer.load(lambda: ()).to_bytes())
 

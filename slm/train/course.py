@@ -41,16 +41,16 @@ class Course:
         """
         train, seq_len, params = run.train, run.data.seq_len, costs.params["unique"]
         steps = train.budget.total_steps(costs, train.batch_tokens)
-        if train.until is not None and train.until > steps:
-            raise ConfigError(
-                f"train.until={train.until:,} is beyond the run's {steps:,} steps. Leave it out to train them all; train.budget says how many "
-                f"there are."
-            )
         if train.batch_ramp is None:
             batches = BatchPlan(seq_len, steps, (0,), (0,), (train.batch_tokens // seq_len,))
         else:
             sizes = {"seq_len": seq_len, "batch_tokens": train.batch_tokens, "params": params}
             batches = train.batch_ramp.plan(steps * train.batch_tokens, **sizes)
+        if train.until is not None and train.until > batches.total_steps:
+            raise ConfigError(
+                f"train.until={train.until:,} is beyond the run's {batches.total_steps:,} steps. Leave it out to train them all; train.budget says how many "
+                f"there are."
+            )
         course = cls(batches, train.schedule, train.batch_tokens, params, train.until)
         course.rate(0)
         return course

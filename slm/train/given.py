@@ -11,7 +11,8 @@ import torch
 from slm.checkpoint import describe, resolve, restore
 from slm.checkpoint.fingerprint import is_hugging_face, weights_hash
 from slm.checkpoint.restore import shape_of
-from slm.config.errors import ConfigError
+from slm.config.errors import ConfigError, SlmError
+from slm.data.tokenizer import Tokenizer
 from slm.model.config import Model
 from slm.model.decoder import Decoder
 
@@ -68,8 +69,20 @@ def given_config(path: str) -> Model:
 
 
 def same_tokenizer(theirs: bytes, ours: bytes) -> bool:
-    """Whether ids mean the same text by two tokenizers' files; their spacing, where they are JSON, means nothing."""
-    return theirs == ours or _meaning(theirs) == _meaning(ours)
+    """Whether ids mean the same text by two tokenizers' files. Their spacing, where they are JSON, means nothing, nor does a mark of the
+    token that ends a text (``tokenizer.eot``), which ours may have and theirs not."""
+    if theirs == ours or _meaning(theirs) == _meaning(ours):
+        return True
+    try:
+        marked = Tokenizer.from_bytes(theirs, Tokenizer.from_bytes(ours).eot).to_bytes()
+    except (SlmError, ValueError, KeyError):
+        return False
+    return _meaning(marked) == _meaning(ours)
+
+
+def tokenizer_at(path: Path) -> Path:
+    """The tokenizer's file of a checkpoint or a Hugging Face directory; where it would be, if there is none."""
+    return next(iter(sorted(path.glob("tokenizer.*"))), path / "tokenizer.json")
 
 
 def _meaning(raw: bytes) -> object:
@@ -93,7 +106,7 @@ def load_given(model: Decoder, path: str, expected: str | None, tokenizer: bytes
     if given.tokenizer is not None and not same_tokenizer(given.tokenizer, tokenizer):
         raise ConfigError(
             f"train.init_from={path}: its weights were trained with another tokenizer than this run's text was made with: the ids mean other "
-            f"text. Take theirs: tokenizer=file tokenizer.path={given.path}/tokenizer.json."
+            f"text. Take theirs: tokenizer=file tokenizer.path={tokenizer_at(given.path)}."
         )
     theirs = dict(given.model.named_parameters())
     ours = dict(model.named_parameters())

@@ -56,6 +56,15 @@ def test_what_later_stages_read_is_made_and_checked_before_the_first_one_trains(
     assert launch(tiny(train__stages=[{"name": "a"}, other], **QUICK))["steps"] == 12, "bytes are bytes"
 
 
+def test_stages_of_a_run_whose_batch_grows(tiny) -> None:
+    """Small batches make more steps than the budget has full ones."""
+    ramp = {"start": 64, "over": "1000 tokens", "shape": "double"}
+    run = tiny(train__batch_ramp=ramp, train__stages=[{"name": "a"}, {"name": "b", "from": "75%"}], **QUICK)
+    course = Course.of(run, run.costs())
+    assert course.total > 12
+    assert launch(run)["steps"] == course.total
+
+
 def losses_of_a_plain_run(tiny) -> list[tuple[int, int, float]]:
     launch(tiny(name="plain", **QUICK))
     return losses("runs/plain")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from slm.config.errors import ConfigError, RunError, suggest
+from slm.config.errors import ConfigError, NoSuchText, RunError, suggest
 
 _TAGS = (
     "ETag",
@@ -60,7 +60,7 @@ class Listing:
         for pattern in chosen:
             matches = self._matching(pattern, suffixes)
             if not matches:
-                raise ConfigError(f"{self.given}: no {pattern} ({', '.join(suffixes)}). {self._nearest(pattern)}")
+                raise NoSuchText(f"{self.given}: no {pattern} ({', '.join(suffixes)}). {self._nearest(pattern)}")
             found.update((f.uri, f) for f in matches)
         return list(found.values())
 
@@ -123,7 +123,7 @@ def _list_local(given: str) -> Listing:
     if not found:
         parent = os.path.dirname(path)
         near = suggest(os.path.basename(path), os.listdir(parent)) if os.path.isdir(parent) else ""
-        raise ConfigError(f"{given!r} names no file. {near}".strip())
+        raise NoSuchText(f"{given!r} names no file. {near}".strip())
     return Listing(given, tuple(_local_file(p, root) for p in found), False)
 
 
@@ -147,7 +147,7 @@ def _local_file(path: str, root: str) -> File:
     try:
         info = os.stat(path)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}. A link to a file that is gone?") from None
+        raise NoSuchText(f"{path}: {error.strerror}. A link to a file that is gone?") from None
     name = os.fsencode(os.path.relpath(path, root).replace(os.sep, "/")).decode("utf-8", "backslashreplace")
     return File(path, name, info.st_size, info.st_mtime_ns)
 
@@ -176,7 +176,7 @@ def _list_remote(given: str) -> Listing:
         raise RunError(f"{given}: can't be listed ({type(error).__name__}: {error}).") from None
     infos = {name: info for name, info in infos.items() if info.get("type", "file") == "file"}
     if not infos:
-        raise ConfigError(f"{given!r} names no file.")
+        raise NoSuchText(f"{given!r} names no file.")
     if unsized := [name for name, info in infos.items() if info.get("size") is None]:
         raise RunError(
             f"{given}: the server doesn't say how long {unsized[0]} is, so its end can't be known. Download it."

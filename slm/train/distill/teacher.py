@@ -15,7 +15,7 @@ from slm.data.loader import Batch
 from slm.model.decoder import Decoder
 from slm.model.divergence import FromModel, Head, Outcomes
 from slm.train.distill.cache import TeacherCache, as_tensors, fewer
-from slm.train.given import Given, open_given, same_tokenizer
+from slm.train.given import Given, open_given, same_tokenizer, tokenizer_at
 
 if TYPE_CHECKING:
     from slm.data.corpus import Corpus
@@ -136,5 +136,5 @@ def _check_tokenizer(given: Given, corpus: "Corpus") -> None:
         stores = ", ".join(str(store.path) for store in corpus.stores.values())
         raise ConfigError(
             f"The teacher {given.path} has another tokenizer than the student's text ({stores}): their ids mean different text. Tokenise the "
-            f"text with the teacher's: tokenizer=file tokenizer.path={given.path}/tokenizer.json."
+            f"text with the teacher's: tokenizer=file tokenizer.path={tokenizer_at(given.path)}."
         )

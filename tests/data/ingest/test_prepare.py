@@ -14,7 +14,7 @@ import pytest
 from slm.config.errors import ConfigError, RunError
 from slm.data.config import Data
 from slm.data.ingest.config import is_heldout
-from slm.data.prepare import open_corpus, prepare, store_paths
+from slm.data.prepare import open_corpus, prepare, store_paths, without_text
 from slm.data.sources import Local, Synthetic
 from slm.data.store import Store
 from slm.data.tokenizer import BytePairs, Bytes, FromFile, TokenizerPart
@@ -66,6 +66,14 @@ def test_stores_outlive_their_text(tmp_path: Path) -> None:
     sources = {name: {"source": {"name": "local", "paths": [str(text / name)]}} for name in "ab"}
     data = Data(sources=sources, mixture=[{"weights": {"a": 0.5, "b": 0.5}}], seq_len=64, heldout=0.1)
     first = prepare(data, BytePairs(vocab=270), folder)
+    shutil.move(text / "a", tmp_path / "a")
+    assert without_text(data) == ["a"]
+    assert prepare(data, BytePairs(vocab=270), folder).stores["b"].path == first.stores["b"].path
+    (text / "b" / "new.txt").write_text("more text")
+    with pytest.raises(
+        ConfigError, match="names no file"
+    ):  # b has changed, and what it shares with a can't be learned again
+        prepare(data, BytePairs(vocab=270), folder)
     shutil.rmtree(text)
     again, opened = prepare(data, BytePairs(vocab=270), folder), open_corpus(data, BytePairs(vocab=270), folder)
     for corpus in (again, opened):
