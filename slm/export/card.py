@@ -27,7 +27,7 @@ def model_card(restored: Restored, architecture: str, comparison: "Comparison") 
     rows = [("context", f"{restored.model.config.context} tokens")]
     if "data" in config:
         rows += [
-            ("trained on", f"rows of {config['data']['seq_len']} tokens"),
+            ("trained on", f"rows of {restored.context} tokens"),
             ("training tokens", f"{state['tokens']:,} ({state['tokens'] / params['unique']:.3g} per parameter)"),
             ("text", _text(config["data"])),
             ("experiment", f"`{state['identity']}`"),
