@@ -61,12 +61,13 @@ def launch(run: Run, *, console: Console | None = None, command: str = "") -> di
         for warning in of_context(run):
             console.print(f"Warning: {warning}", markup=False)
         left = _left(stages, console)
+        corpora: list[Corpus | None] = [None] * len(left)
         if len(left) > 1:
             for stage in left:
                 _check(stage, world)
-            _prepare_all(left, console)
-        for stage in left:
-            summary = _launch(stage, world, console, command)
+            corpora = [*_prepare_all(left, console)]
+        for stage, corpus in zip(left, corpora, strict=True):
+            summary = _launch(stage, corpus, world, console, command)
             if summary["interrupted"] or summary["steps"] < (stage.train.until or 0):  # the hours were used up
                 break
     return summary
@@ -84,8 +85,8 @@ def _left(stages: list[Run], console: Console) -> list[Run]:
     return stages[begun[-1] :] if begun else stages
 
 
-def _launch(run: Run, world: World, console: Console, command: str) -> dict[str, Any]:
-    """Execute one stage."""
+def _launch(run: Run, corpus: Corpus | None, world: World, console: Console, command: str) -> dict[str, Any]:
+    """Execute one stage. ``corpus``: what it reads, if that is made already."""
     run_dir = run_dir_of(run)
     done = _finished(run, run_dir)
     made = _made(done)
@@ -108,7 +109,7 @@ def _launch(run: Run, world: World, console: Console, command: str) -> dict[str,
         return done
     _check(run, world)
     started = time.perf_counter()
-    corpus = _prepare(run, console)
+    corpus = corpus if corpus is not None else _prepare(run, console)
     prepared = time.perf_counter() - started
     result = train(run, corpus, world, progress_for(console) if not console.quiet else Silent())
     summary = {"name": run.name, "identity": run.identity, "interrupted": result.interrupted, "steps": result.step}
@@ -147,8 +148,8 @@ def _made(done: dict[str, Any] | None) -> Finish | None:
         return None
 
 
-def _prepare_all(stages: list[Run], console: Console) -> None:
-    """Make what all stages read before the first one trains. Raises `ConfigError` if a later one can't go on from the one before."""
+def _prepare_all(stages: list[Run], console: Console) -> list[Corpus]:
+    """Make what all stages read, before the first one trains. Raises `ConfigError` if a later one can't go on from the one before."""
     corpora = [_prepare(stage, console) for stage in stages]
     for stage, corpus in zip(stages, corpora, strict=True):
         if not same_tokenizer(corpora[0].tokenizer_bytes, corpus.tokenizer_bytes):
@@ -157,12 +158,13 @@ def _prepare_all(stages: list[Run], console: Console) -> None:
                 f"text changes with its sources and filters. Name all sources in the run's own data.sources (a mixture may leave some of them "
                 f"out at first), or give the run a tokenizer's file (tokenizer=file tokenizer.path=...; `slm tokenizer train` makes one)."
             )
+    return corpora
 
 
 def _prepare(run: Run, console: Console) -> Corpus:
     """Open the token stores, or make them and say so."""
-    wanted = missing(run.data, run.tokenizer, run.impl.data_dir)
     paths = store_paths(run.data, run.tokenizer, run.impl.data_dir)
+    wanted = missing(run.data, paths)
     for name in without_text(run.data):
         console.print(
             f"The text of '{name}' isn't there any more: {paths[name]}, made of it before, is used.", markup=False

@@ -38,7 +38,7 @@ class Restored:
     @property
     def context(self) -> int:
         """How many tokens it can be trusted to read: those of the rows it was last trained on, or the model's context if it was imported."""
-        own: int = self.model.config.context or 2048
+        own = self.model.config.window(None)
         trained = (self.config.get("data") or {}).get("seq_len")
         return min(own, trained) if isinstance(trained, int) else own
 

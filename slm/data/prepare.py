@@ -7,6 +7,7 @@ changed source gets another.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,8 @@ def store_paths(data: Data, tokenizer: TokenizerPart, data_dir: Path | str) -> d
     return {name: _store_path(data, m, tokenizer, data_dir) for name, m in data.members.items()}
 
 
-def missing(data: Data, tokenizer: TokenizerPart, data_dir: Path | str) -> list[str]:
-    """Names of the sources whose stores are yet to be made."""
-    paths = store_paths(data, tokenizer, data_dir)
+def missing(data: Data, paths: Mapping[str, Path | str]) -> list[str]:
+    """Names of the sources whose stores are yet to be made. ``paths``: their `store_paths`, which lists every source's files."""
     return [name for name, m in data.members.items() if m.source and not (Path(paths[name]) / "manifest.json").exists()]
 
 
@@ -61,7 +61,8 @@ def prepare(
     Safe under concurrency: one process builds, the others wait for it. Interrupted at any moment, it leaves
     nothing that looks finished, and goes on where it stopped.
     """
-    paths, wanted = store_paths(data, tokenizer, data_dir), missing(data, tokenizer, data_dir)
+    paths = store_paths(data, tokenizer, data_dir)
+    wanted = missing(data, paths)
     given = {n: str(paths[n]) for n, member in data.members.items() if member.source is None}
     ready = {
         name: ready_made(path, tokenizer, data_dir) for name, path in given.items()

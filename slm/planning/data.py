@@ -42,7 +42,7 @@ def sources_of(run: Run, course: Course) -> list[dict[str, Any]]:
         return listed
     try:
         paths = store_paths(run.data, run.tokenizer, run.impl.data_dir)
-        absent = missing(run.data, run.tokenizer, run.impl.data_dir)
+        absent = missing(run.data, paths)
     except NoSuchText as error:  # some of it is gone, and the rest has changed
         return [entry | {"missing": str(error)} for entry in listed]
     for entry in listed:

@@ -114,14 +114,14 @@ def load_given(model: Decoder, path: str, expected: str | None, tokenizer: bytes
         a, b = (tuple(have[name].shape) if name in have else None for have in (ours, theirs))
         if a != b:
             said = [f"{shape or 'no such tensor'}" for shape in (a, b)]
-            shape = (
+            way_out = (
                 f"`slm model import {path}`"
                 if is_hugging_face(Path(path))
                 else f"the model section of {given.path / 'config.yaml'}"
             )
             raise ConfigError(
                 f"train.init_from={path}: its weights don't fit this run's model. The first that differs is {name!r}: {said[0]} here, "
-                f"{said[1]} there. Take {shape}, or prune it to this shape with `slm model prune`."
+                f"{said[1]} there. Take {way_out}, or prune it to this shape with `slm model prune`."
             )
     with torch.no_grad():
         for name, parameter in ours.items():
